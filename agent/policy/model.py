@@ -1,0 +1,224 @@
+"""What a policy means, as frozen types: no files, no kernel, no YAML.
+
+Every address is one 128-bit integer. IPv4 lives at ::ffff:a.b.c.d, so that one table holds both families.
+"""
+
+import ipaddress
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+IPV4_MAPPED = 0xFFFF << 32
+"""The first address of ::ffff:0:0/96, where IPv4 lives (RFC 4291, 2.5.5.2)."""
+
+MAX_PORT = 65535
+
+
+class Action(str, Enum):
+    """What a rule, or the default, does with a flow."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+class Mode(str, Enum):
+    """ENFORCE refuses; AUDIT counts and reports what would be refused, and refuses nothing."""
+
+    ENFORCE = "enforce"
+    AUDIT = "audit"
+
+
+class Bind(str, Enum):
+    """EPHEMERAL: only port 0 on a wildcard or loopback address."""
+
+    DENY = "deny"
+    EPHEMERAL = "ephemeral"
+    ALLOW = "allow"
+
+
+class Family(str, Enum):
+    """Address families that a policy may let socket() create."""
+
+    INET = "inet"
+    INET6 = "inet6"
+    UNIX = "unix"
+    NETLINK = "netlink"
+
+
+class Protocol(str, Enum):
+    """Transport protocols of an inet or inet6 socket."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+    @property
+    def number(self) -> int:
+        """The protocol's number in the IP header (IANA protocol numbers)."""
+        return 6 if self is Protocol.TCP else 17
+
+
+BOTH_PROTOCOLS = frozenset(Protocol)
+
+
+class Destination(str, Enum):
+    """The class under which a sent byte is counted."""
+
+    PUBLIC = "public"
+    PRIVATE = "private"
+    LOOPBACK = "loopback"
+
+
+def parse_address(text: str) -> int:
+    """Return the 128-bit integer of an IPv4 or IPv6 address.
+
+    Raises ValueError, with a sentence for the user, for anything else (a scope id such as %eth0 included).
+    """
+    if "%" in text:
+        raise ValueError(f"{text!r} has a scope id; leave out the part from % on")
+    try:
+        parsed = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no IPv4 or IPv6 address; write one such as 10.1.2.3 or 2001:db8::1") from None
+    return int(parsed) | IPV4_MAPPED if parsed.version == 4 else int(parsed)
+
+
+def format_address(address: int) -> str:
+    """Return the address as people write it: dotted for IPv4, RFC 5952 for IPv6."""
+    if address >> 32 == 0xFFFF:
+        return str(ipaddress.IPv4Address(address & 0xFFFFFFFF))
+    return str(ipaddress.IPv6Address(address))
+
+
+class Prefix(NamedTuple):
+    """The addresses that share their first ``length`` bits (0 to 128) with ``address``; the other bits are zero."""
+
+    address: int
+    length: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Prefix":
+        """Read an address or a network in CIDR form; an IPv4 length of n becomes 96 + n.
+
+        Raises ValueError, with a sentence for the user, for anything else (host bits that are set included).
+        """
+        written, slash, length_text = text.partition("/")
+        address = parse_address(written)
+        if not slash:
+            return cls(address, 128)
+        bits = 128 if ":" in written else 32
+        if not (length_text.isascii() and length_text.isdigit() and int(length_text) <= bits):
+            raise ValueError(f"{text!r} has no valid prefix length; write a number from 0 to {bits} after the /")
+        length = int(length_text) + 128 - bits
+        network = cls(address >> (128 - length) << (128 - length), length)
+        if network.address != address:
+            raise ValueError(f"{text!r} has host bits set; the network is {network}, the single address is {written}")
+        return network
+
+    def __str__(self) -> str:
+        text = format_address(self.address)
+        if self.length == 128:
+            return text
+        return f"{text}/{self.length if ':' in text else self.length - 96}"
+
+    def contains(self, address: int) -> bool:
+        """Return whether the address (128 bits) lies inside."""
+        return (address ^ self.address) >> (128 - self.length) == 0
+
+
+class PortRange(NamedTuple):
+    """Ports from ``first`` to ``last``, both included."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a policy's egress list.
+
+    ``prefixes`` is None for a rule without `to` (any destination); a rule that lists only DNS names has () there.
+    ``ports`` is () for every port, 0 included. ``line`` is where the rule begins in the file.
+    """
+
+    name: str
+    action: Action
+    prefixes: tuple[Prefix, ...] | None
+    names: tuple[str, ...]
+    ports: tuple[PortRange, ...]
+    protocols: frozenset[Protocol]
+    line: int
+
+
+@dataclass(frozen=True)
+class Options:
+    """Socket options: ``mock`` names those that are pretended, ``others`` says what happens to the rest."""
+
+    mock: tuple[str, ...]
+    others: Action
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """What a program may do with sockets, wherever they lead. ``idle_timeout`` is in seconds, None for never."""
+
+    families: frozenset[Family]
+    protocols: frozenset[Protocol]
+    listen: Action
+    bind: Bind
+    transfer: Action
+    idle_timeout: int | None
+    options: Options
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A whole policy. ``source`` is the file's name, ``sha256`` the hex digest of its bytes, ``text`` what it says."""
+
+    name: str
+    mode: Mode
+    sockets: Sockets
+    egress: tuple[Rule, ...]
+    default: Action
+    source: str
+    sha256: str
+    text: str
+
+    def not_in_force(self) -> tuple[str, ...]:
+        """Return one plain sentence for each part of this policy that this release reads but does not enforce."""
+        sentences = []
+        named = [rule.name for rule in self.egress if rule.names]
+        if named:
+            sentences.append(
+                f"Destination names are not in force: the kernel matches {', '.join(named)} by address only."
+            )
+        if self.sockets.options != Options(mock=(), others=Action.ALLOW):
+            sentences.append("Socket options (spec.sockets.options) are not in force: every option works.")
+        if self.sockets.idle_timeout is not None:
+            sentences.append("idleTimeout is not in force: idle sockets are never reclaimed.")
+        if Action.DENY in (self.sockets.listen, self.sockets.transfer):
+            sentences.append(
+                "The LSM layer is not in force: listen() and descriptor passing themselves are not refused to a "
+                "process that weir run did not start, and a TCP socket that was inherited connected can still send."
+            )
+        return tuple(sentences)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One attempt to reach a destination. ``names`` are the DNS names that the program resolved to the address."""
+
+    protocol: Protocol
+    address: int
+    port: int
+    names: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided, and the index in Policy.egress of the rule that did it; None when the default did."""
+
+    action: Action
+    rule: int | None
