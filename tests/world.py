@@ -6,8 +6,8 @@
         world.received()                        # what reached the servers (tests/servers.py), by destination
 
 The peer answers on *any* address outside 127.0.0.0/8, ::1 and the client's own, and on any port. Nothing can leave the
-machine: the veth pair between the two namespaces is their only link. The two ends share one MAC address and use no ARP or
-neighbour discovery, so the counters of the link count nothing but what the client sent.
+machine: the veth pair between the two namespaces is their only link. The two ends share one MAC address and use no ARP
+or neighbour discovery, so the counters of the link count nothing but what the client sent.
 
 Only CLONE_NEWNET is entered, never `ip netns exec`: that remounts /sys and hides cgroup2 and bpffs.
 Needs root, ip (iproute2), nft (nftables), nsenter (util-linux) and, with offloads off, ethtool.
@@ -57,8 +57,8 @@ route add default dev {LINK} src {CLIENT}
 route add ::/0 dev {LINK} src {CLIENT6}
 """
 
-# One route of type local makes every address the peer's own. It is in table main, because in table local, which the kernel
-# asks first, it would also catch the way back to the client.
+# One route of type local makes every address the peer's own. It is in table main, because in table local, which the
+# kernel asks first, it would also catch the way back to the client.
 _PEER_SETUP = f"""\
 link set lo up
 link set {LINK} address {_MAC} arp off addrgenmode none up
