@@ -4,6 +4,7 @@ Every address is one 128-bit integer. IPv4 lives at ::ffff:a.b.c.d, so that one 
 """
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -12,6 +13,8 @@ IPV4_MAPPED = 0xFFFF << 32
 """The first address of ::ffff:0:0/96, where IPv4 lives (RFC 4291, 2.5.5.2)."""
 
 MAX_PORT = 65535
+
+PREFIX_LENGTH = re.compile(r"0|[1-9][0-9]{0,2}")
 
 
 class Action(str, Enum):
@@ -106,7 +109,7 @@ class Prefix(NamedTuple):
         if not slash:
             return cls(address, 128)
         bits = 128 if ":" in written else 32
-        if not (length_text.isascii() and length_text.isdigit() and int(length_text) <= bits):
+        if not (PREFIX_LENGTH.fullmatch(length_text) and int(length_text) <= bits):
             raise ValueError(f"{text!r} has no valid prefix length; write a number from 0 to {bits} after the /")
         length = int(length_text) + 128 - bits
         network = cls(address >> (128 - length) << (128 - length), length)
