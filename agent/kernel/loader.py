@@ -1,0 +1,148 @@
+"""Compiles, loads and pins the programs: a short-lived process of its own, and the only importer of bcc.
+
+BCC keeps some 120 MB after a compile and prints the verifier's log on standard error; both end with this process.
+``load`` (in load.py) starts it and reads its answer, one JSON object on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agent.errors import WeirError
+from agent.kernel import abi, libbpf, source
+from agent.kernel.pinned import PinnedKernel
+from agent.kernel.pins import Pins, explained
+
+
+def main() -> int:
+    """Read the order on standard input: {"pins": DIR, "capacity": N}."""
+    order = json.load(sys.stdin)
+    try:
+        answer = load(Pins(Path(order["pins"])), int(order["capacity"]))
+    except WeirError as e:
+        answer = {"error": e.message, "hint": e.hint}
+    json.dump(answer, sys.stdout)
+    return 0
+
+
+def load(pins: Pins, capacity: int) -> dict[str, Any]:
+    """Load every program, then put each in its place, then record the build.
+
+    Killed before the record is written, a load has changed nothing (no program was replaced) or has replaced some
+    programs by newer ones of the same ABI; the next load does all of it again.
+    """
+    folder = source.directory()
+    program = source.text(folder)
+    last: WeirError | None = None
+    for has_retval in (True, False):
+        flags = compiler_flags(pins, capacity, has_retval)
+        try:
+            descriptors = compile_and_load(folder, program, flags)
+            break
+        except WeirError as e:
+            # Before Linux 5.18 there is no bpf_set_retval: try, never compare versions.
+            last = last or e
+    else:
+        raise last or WeirError("unreachable: no attempt was made")
+    with explained("pin the programs"):
+        for name, fd in descriptors.items():
+            replace_everywhere(pins, name, fd)
+    kernel = PinnedKernel(pins)
+    kernel.begin(source.build_number(program, (str(capacity),)), has_retval, secrets.randbits(64))
+    kernel.close()
+    return {"has_retval": has_retval}
+
+
+def compiler_flags(pins: Pins, capacity: int, has_retval: bool) -> tuple[str, ...]:
+    """The constants of this load."""
+    flags = ("-Wno-macro-redefined", f'-DWEIR_PINS="{pins.maps}"', f"-DWEIR_MAX_CONTAINERS={capacity}")
+    return (*flags, "-DWEIR_SET_RETVAL") if has_retval else flags
+
+
+def compile_and_load(folder: Path, program: str, flags: tuple[str, ...]) -> Mapping[str, int]:
+    """Program name → descriptor of a loaded program.
+
+    Raises WeirError with the last lines of the compiler's or verifier's log.
+    """
+    with source.header_tree(folder) as tree:
+        os.environ["BCC_KERNEL_SOURCE"] = str(tree)
+        try:
+            from bcc import BPF
+        except ImportError as e:
+            raise WeirError(
+                f"BCC's Python binding cannot be imported: {e}",
+                "Install Debian's: apt-get install python3-bpfcc (never the package bcc of PyPI, another library)",
+            ) from e
+        with captured_stderr() as log:
+            try:
+                module = BPF(text=program, cflags=list(flags))
+            except Exception as e:  # BCC raises no narrower type
+                raise WeirError(f"BCC cannot compile the programs\n{log.tail()}", "See: weir probe") from e
+            descriptors = {}
+            for name, (kind, attach_type) in abi.PROGRAMS.items():
+                try:
+                    function = module.load_func(f"weir_{name}", getattr(BPF, kind), attach_type=attach_type)
+                except Exception as e:
+                    raise WeirError(
+                        f"the kernel refuses the program {name}\n{log.tail()}",
+                        "See what this kernel offers: weir probe",
+                    ) from e
+                descriptors[name] = function.fd
+    keep.append(module)
+    return descriptors
+
+
+keep: list[Any] = []
+"""BCC closes the programs when its object goes away: it stays until the process ends."""
+
+
+class captured_stderr:  # noqa: N801 - reads as a word in `with`
+    """BCC and LLVM write their logs to descriptor 2, not to sys.stderr: collect them in memory."""
+
+    def __enter__(self) -> captured_stderr:
+        self._saved = os.dup(2)
+        self._file = os.memfd_create("weir-log")
+        os.dup2(self._file, 2)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.dup2(self._saved, 2)
+        os.close(self._saved)
+        os.close(self._file)
+
+    def tail(self, lines: int = 12) -> str:
+        """The last lines of the log, and how many were left out."""
+        size = os.lseek(self._file, 0, os.SEEK_END)
+        log = os.pread(self._file, size, 0).decode(errors="replace").rstrip().splitlines()
+        log = [line for line in log if "warning:" not in line]
+        omitted = len(log) - lines
+        shown = [f"    {line}" for line in log[-lines:]]
+        return "\n".join([f"    … {omitted} lines before", *shown] if omitted > 0 else shown)
+
+
+def replace_everywhere(pins: Pins, name: str, program: int) -> None:
+    """Swap a program in place in every link of weir's, then in its pin; no moment without a program."""
+    for directory in pins.links.iterdir():
+        link_pin = directory / name
+        if not link_pin.exists():
+            continue
+        link = libbpf.obj_get(link_pin)
+        try:
+            if libbpf.link_info(link).cgroup_id:
+                libbpf.link_update(link, program)
+        finally:
+            os.close(link)
+    fresh = pins.programs / f"{name}-new"
+    fresh.unlink(missing_ok=True)
+    libbpf.obj_pin(program, fresh)
+    fresh.rename(pins.programs / name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Where weir's objects are pinned on bpffs, and errors of the kernel in words.
+
+/sys/fs/bpf/weir/abi-N/maps/NAME, programs/NAME, links/CGROUP-ID/NAME. Everything below /sys/fs/bpf/weir is weir's, and
+nothing else is ever touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.errors import WeirError
+from agent.kernel.abi import ABI
+
+HINTS = {
+    errno.EPERM: "Run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN (`weir probe` says what is missing).",
+    errno.EACCES: "Run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN (`weir probe` says what is missing).",
+    errno.E2BIG: "The table is full. Detach what is no longer needed (`weir status`), or load with a larger one.",
+    errno.ENOSPC: "The table is full. Detach what is no longer needed (`weir status`), or load with a larger one.",
+    errno.ENOMEM: "The kernel has no memory for it: check the memory limit of weir's own cgroup and ulimit -l.",
+    errno.ENOENT: "Load weir first: weir load",
+}
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turn an OSError into a WeirError that says what was being done and what to do about it."""
+    try:
+        yield
+    except OSError as e:
+        reason = e.strerror or os.strerror(e.errno or 0)
+        hint = HINTS.get(e.errno or 0, "See what the kernel offers: weir probe")
+        raise WeirError(f"cannot {doing}: {reason}", hint) from e
+
+
+@dataclass(frozen=True)
+class Pins:
+    """The directory of the pins, /sys/fs/bpf/weir unless told otherwise."""
+
+    root: Path = Path("/sys/fs/bpf/weir")
+
+    @property
+    def base(self) -> Path:
+        """The pins of this ABI version."""
+        return self.root / f"abi-{ABI}"
+
+    @property
+    def maps(self) -> Path:
+        """The pinned maps."""
+        return self.base / "maps"
+
+    @property
+    def programs(self) -> Path:
+        """The pinned programs."""
+        return self.base / "programs"
+
+    @property
+    def links(self) -> Path:
+        """The pinned links: one directory for each cgroup id."""
+        return self.base / "links"
+
+    def foreign(self) -> list[str]:
+        """Pins of other ABI versions."""
+        try:
+            return sorted(entry.name for entry in self.root.iterdir() if entry.name != self.base.name)
+        except FileNotFoundError:
+            return []
+
+    def make(self) -> None:
+        """Make the directories.
+
+        Raises WeirError when bpffs is not mounted there.
+        """
+        require_bpffs(self.root)
+        with explained(f"make {self.base}"):
+            for directory in (self.maps, self.programs, self.links):
+                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def remove(self) -> None:
+        """Remove every pin: links first, so that no program stays attached without its maps."""
+        with explained(f"remove {self.root}"):
+            for base in sorted(self.root.iterdir()) if self.root.exists() else []:
+                for part in ("links", "programs", "maps"):
+                    _remove_tree(base / part)
+                base.rmdir()
+            if self.root.exists():
+                self.root.rmdir()
+
+
+def _remove_tree(path: Path) -> None:
+    if not path.exists():
+        return
+    for entry in list(path.iterdir()):
+        if entry.is_dir():
+            _remove_tree(entry)
+        else:
+            entry.unlink()
+    path.rmdir()
+
+
+def require_bpffs(path: Path) -> None:
+    """Raise WeirError unless ``path``, or the nearest directory above it that exists, is on a BPF file system."""
+    nearest = path
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not _is_bpffs(nearest):
+        raise WeirError(
+            f"{path} is not on a BPF file system: rules could not outlive this command",
+            "Mount it: mount -t bpf bpf /sys/fs/bpf",
+        )
+
+
+def _is_bpffs(path: Path) -> bool:
+    """By the mount table: Python has no statfs() that gives the file system's type."""
+    wanted = os.stat(path).st_dev
+    device = f"{os.major(wanted)}:{os.minor(wanted)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        if fields.split()[2] == device and rest.split()[0] == "bpf":
+            return True
+    return False

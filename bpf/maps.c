@@ -1,0 +1,50 @@
+/* The pinned maps. BCC opens a pin that exists and makes one that does not: state outlives the loader. */
+
+#ifndef WEIR_PINS
+#error "the loader defines WEIR_PINS, the directory of the pins, and WEIR_MAX_CONTAINERS"
+#endif
+#define WEIR_PIN(name) WEIR_PINS "/" name
+
+BPF_TABLE_PINNED("array", u32, struct weir_config, config, 1, WEIR_PIN("config"));
+BPF_TABLE_PINNED("hash", u64, struct weir_enrolled, cgroups, WEIR_MAX_CONTAINERS, WEIR_PIN("cgroups"));
+BPF_TABLE_PINNED("percpu_array", u32, struct weir_counters, counters, WEIR_MAX_CONTAINERS, WEIR_PIN("counters"));
+BPF_TABLE_PINNED("array", u32, struct weir_bucket, buckets, WEIR_MAX_CONTAINERS, WEIR_PIN("buckets"));
+BPF_TABLE_PINNED("sk_storage", int, struct weir_socket, sockets, 0, WEIR_PIN("sockets"),
+		 BPF_F_NO_PREALLOC | BPF_F_CLONE);
+BPF_TABLE_PINNED("percpu_array", u32, struct weir_verdict, verdicts, WEIR_VERDICTS, WEIR_PIN("verdicts"));
+BPF_TABLE_PINNED("hash", struct weir_refusal, u64, refusals, WEIR_MAX_REFUSALS, WEIR_PIN("refusals"));
+BPF_TABLE_PINNED("lru_hash", struct weir_peer, u32, peers, WEIR_MAX_PEERS, WEIR_PIN("peers"));
+
+/* A policy version: user space makes the inner maps, of the shape of these. */
+BPF_F_TABLE("lpm_trie", struct weir_prefix, struct weir_entry, one_addresses, 1, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("lpm_trie", struct weir_ports, struct weir_clause, one_clauses, 1, BPF_F_NO_PREALLOC);
+BPF_TABLE("array", u32, struct weir_rule, one_rules, WEIR_MAX_RULES);
+BPF_TABLE_PINNED("hash_of_maps$one_addresses", u32, u32, addresses, WEIR_MAX_POLICIES, WEIR_PIN("addresses"));
+BPF_TABLE_PINNED("hash_of_maps$one_clauses", u32, u32, clauses, WEIR_MAX_POLICIES, WEIR_PIN("clauses"));
+BPF_TABLE_PINNED("hash_of_maps$one_rules", u32, u32, rules, WEIR_MAX_POLICIES, WEIR_PIN("rules"));
+BPF_TABLE_PINNED("hash", u32, struct weir_policy, policies, WEIR_MAX_POLICIES, WEIR_PIN("policies"));
+
+/* BCC 0.26 has no macro for a pinned ring buffer; the members are those of its BPF_RINGBUF_OUTPUT. */
+struct events_table_t {
+	int key;
+	u32 leaf;
+	int (*ringbuf_output)(void *, u64, u64);
+	void *(*ringbuf_reserve)(u64);
+	void (*ringbuf_discard)(void *, u64);
+	void (*ringbuf_submit)(void *, u64);
+	u64 (*ringbuf_query)(u64);
+	u32 max_entries;
+};
+__attribute__((section("maps/ringbuf:" WEIR_PIN("events")))) struct events_table_t events = {
+	.max_entries = WEIR_EVENTS_BYTES};
+
+static __always_inline struct weir_counters *counters_of(u32 slot)
+{
+	return counters.lookup(&slot);
+}
+
+/* Programs can be interrupted on their own CPU (softirq, preemption): only an atomic add loses nothing. */
+static __always_inline void add(u64 *counter, u64 value)
+{
+	__sync_fetch_and_add(counter, value);
+}

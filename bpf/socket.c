@@ -1,0 +1,62 @@
+/* socket(): an allow-list of {INET, INET6} x {(STREAM, TCP), (DGRAM, UDP)}, and the place where a socket gets its
+ * owner. The kernel has resolved protocol 0 before this hook; other families never come here (see bpf/README.md). */
+
+static __always_inline bool is_allowed_protocol(struct bpf_sock *ctx, u32 flags)
+{
+	if (ctx->type == WEIR_SOCK_STREAM && ctx->protocol == IPPROTO_TCP)
+		return flags & WEIR_TCP;
+	if (ctx->type == WEIR_SOCK_DGRAM && ctx->protocol == IPPROTO_UDP)
+		return flags & WEIR_UDP;
+	return false;
+}
+
+int weir_sock_create(struct bpf_sock *ctx)
+{
+	struct weir_attempt what = {.protocol = ctx->protocol, .hook = WEIR_HOOK_SOCK_CREATE, .rule = WEIR_DEFAULT_RULE};
+	struct weir_enrolled *enrolled;
+	struct weir_identity who;
+	struct weir_counters *c;
+	struct weir_socket *s;
+	u32 now = generation();
+	u64 container;
+
+	enrolled = find_actor(&container);
+	if (!enrolled)
+		return 1;
+	identify(&who, container, enrolled);
+	if (!(who.flags & (ctx->family == AF_INET ? WEIR_INET : WEIR_INET6))) {
+		what.reason = WEIR_REASON_FAMILY;
+		if (!answer(refuse(&who, &what, true), EAFNOSUPPORT))
+			return 0;
+	} else if (!is_allowed_protocol(ctx, who.flags)) {
+		what.reason = WEIR_REASON_PROTOCOL;
+		if (!answer(refuse(&who, &what, true), EPROTONOSUPPORT))
+			return 0;
+	}
+	s = sockets.sk_storage_get(ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!s) {
+		what.reason = WEIR_REASON_MEMORY;
+		return answer(refuse(&who, &what, true), ENOMEM);
+	}
+	s->leaf = bpf_get_current_cgroup_id();
+	s->container = container;
+	s->created = now;
+	remember(s, now, &who);
+	c = counters_of(who.slot);
+	if (c)
+		add(&c->sockets_created, 1);
+	return 1;
+}
+
+int weir_sock_release(struct bpf_sock *ctx)
+{
+	struct weir_socket *s = sockets.sk_storage_get(ctx, 0, 0);
+	struct weir_counters *c;
+
+	if (!s)
+		return 1;
+	c = counters_of((u32)READ(s->owner) >> 16);
+	if (c)
+		add(&c->sockets_released, 1);
+	return 1;
+}
