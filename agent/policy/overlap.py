@@ -77,7 +77,7 @@ def problems(
         for before, other in earlier.items():
             if reach.inside(other):
                 first = f"{other.rule.name} (line {lines[before]})"
-                yield place, f"{rule.name} can never match: {first} decides all that it covers; move it up or take it out"
+                yield place, f"{rule.name} can never match: {first} decides all that it covers; move or remove it"
                 break
         earlier[index] = reach
 

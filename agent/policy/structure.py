@@ -84,8 +84,9 @@ def wording(detail: ErrorDetails, path: str, node: Node | None) -> str:
     if node and isinstance(node.value, bool):
         remedy = f"write {context['expected']}" if "expected" in context else "if you mean the word, put it in quotes"
         return f"YAML reads {context['written']} as {str(node.value).lower()}; {remedy}"
-    unforeseen = f"{{written}}: {detail['msg']}; policies/README.md says what belongs here"
-    return WORDING.get(detail["type"], unforeseen).format_map(context)
+    if detail["type"] in WORDING:
+        return WORDING[detail["type"]].format_map(context)
+    return f"{context['written']}: {detail['msg']}; policies/README.md says what belongs here"
 
 
 def described(node: Node | None) -> str:
