@@ -79,6 +79,10 @@ enum weir_destination {
 #define WEIR_INET6 0x0040
 #define WEIR_TCP 0x0080
 #define WEIR_UDP 0x0100
+/* Parts of a policy that no layer enforces yet; the programs do not read these. */
+#define WEIR_WANTS_NAMES 0x0200
+#define WEIR_WANTS_OPTIONS 0x0400
+#define WEIR_WANTS_IDLE 0x0800
 #define WEIR_BORN 0x8000 /* enrolled before its first process: it can have no socket of unknown origin */
 
 /* An IPv6 address, or IPv4 as ::ffff:a.b.c.d; network byte order. */

@@ -67,6 +67,9 @@ class Flag(IntFlag):
     INET6 = 0x0040
     TCP = 0x0080
     UDP = 0x0100
+    WANTS_NAMES = 0x0200
+    WANTS_OPTIONS = 0x0400
+    WANTS_IDLE = 0x0800
     BORN = 0x8000
 
 

@@ -32,7 +32,7 @@ def load(pins: Pins, capacity: int | None = None, *, force: bool = False) -> boo
         )
     kernel = PinnedKernel(pins)
     try:
-        present = kernel.build() if (pins.maps / "config").exists() else None
+        present = kernel.build()
     finally:
         kernel.close()
     if present and capacity not in (None, present.capacity):

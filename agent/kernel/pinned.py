@@ -42,9 +42,13 @@ class PinnedKernel:
                 self._maps[name] = libbpf.obj_get(self._pins.maps / name)
         return self._maps[name]
 
+    def is_loaded(self) -> bool:
+        """Whether a load has been finished here."""
+        return self.build() is not None
+
     def build(self) -> Build | None:
         """What is loaded, None when nothing (or not all) is."""
-        if not all((self._pins.programs / name).exists() for name in abi.PROGRAMS):
+        if not (self._pins.maps / "config").exists() or not all((self._pins.programs / name).exists() for name in abi.PROGRAMS):
             return None
         config = self._config()
         if not config.build:

@@ -1,0 +1,182 @@
+"""Desired against actual: which cgroup is under which policy version. Sees the kernel only through the seam.
+
+The order of the steps is what keeps a killed weir from leaving half a rule: a policy version is whole before a cgroup
+uses it, programs are attached before a cgroup is enrolled, and enrolling, switching and withdrawing are one map write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.cgroups import tree
+from agent.errors import WeirError
+from agent.kernel.abi import MAX_LEVEL, MAX_POLICIES, PROGRAMS, Flag
+from agent.kernel.seam import Counters, Enrolment, Kernel, Refused, RuleName, Version
+from agent.policy.compile import Tables, compile_policy
+from agent.policy.model import Action, Bind, Family, Mode, Options, Policy, Protocol
+
+
+def flags_of(policy: Policy) -> Flag:
+    """The part of a policy that fits in one word: what is not about destinations."""
+    sockets = policy.sockets
+    wanted = {
+        Flag.AUDIT: policy.mode is Mode.AUDIT,
+        Flag.LISTEN: sockets.listen is Action.ALLOW,
+        Flag.BIND_ANY: sockets.bind is Bind.ALLOW,
+        Flag.BIND_EPHEMERAL: sockets.bind is Bind.EPHEMERAL,
+        Flag.TRANSFER: sockets.transfer is Action.ALLOW,
+        Flag.INET: Family.INET in sockets.families,
+        Flag.INET6: Family.INET6 in sockets.families,
+        Flag.TCP: Protocol.TCP in sockets.protocols,
+        Flag.UDP: Protocol.UDP in sockets.protocols,
+        Flag.WANTS_NAMES: any(rule.names for rule in policy.egress),
+        Flag.WANTS_OPTIONS: sockets.options != Options(mock=(), others=Action.ALLOW),
+        Flag.WANTS_IDLE: sockets.idle_timeout is not None,
+    }
+    result = Flag(0)
+    for flag, holds in wanted.items():
+        if holds:
+            result |= flag
+    return result
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A policy ready for the kernel. Equal policies have the same ``version.sha256``, whatever their files say else."""
+
+    version: Version
+    tables: Tables
+
+
+def compiled(policy: Policy) -> Compiled:
+    """Compile a policy; touches nothing.
+
+    Raises WeirError when it is over a limit of the kernel's tables.
+    """
+    tables = compile_policy(policy)
+    rules = tuple(RuleName(rule.name, rule.line, rule.action is Action.DENY) for rule in policy.egress)
+    flags = flags_of(policy)
+    digest = hashlib.sha256(repr((policy.name, flags, rules, tables)).encode()).digest()
+    return Compiled(Version(policy.name, digest, flags, rules), tables)
+
+
+class Controller:
+    """Enrols, switches and withdraws cgroups. The caller holds the lock of the place."""
+
+    def __init__(self, kernel: Kernel, root: Path) -> None:
+        self._kernel = kernel
+        self._root = root
+
+    def manage(self, parent: Path) -> None:
+        """Attach the programs to a cgroup, so that everything below it can be enrolled.
+
+        Raises WeirError when programs are attached below it: they would run twice and count twice.
+        """
+        attached = self._kernel.attached()
+        if self.parent_of(parent, attached):
+            return
+        below = set(self._ids_below(parent)) & attached.keys()
+        if below:
+            path = tree.paths_by_id(parent)[min(below)]
+            raise WeirError(
+                f"weir's programs are attached below {parent} already, at {path}",
+                f"They would count every byte twice. First: weir detach {path}",
+            )
+        self._kernel.attach(parent)
+
+    def parent_of(self, cgroup: Path, attached: Iterable[int]) -> Path | None:
+        """The nearest cgroup, itself or above, that has all programs attached."""
+        complete = [number for number in attached if self._kernel.attached()[number] == frozenset(PROGRAMS)]
+        for path in (cgroup, *cgroup.parents):
+            if path.is_relative_to(self._root) and tree.cgroup_id(path) in complete:
+                return path
+        return None
+
+    def enrol(self, cgroup: Path, policy: Compiled, *, born: bool = False) -> Enrolment:
+        """Put a cgroup under a policy, or switch it to another. ``born``: it has had no process yet.
+
+        Raises WeirError; then nothing has changed for the cgroup.
+        """
+        depth = tree.level(cgroup, self._root)
+        if depth > MAX_LEVEL:
+            raise WeirError(
+                f"{cgroup} lies {depth} levels deep; the programs find cgroups up to level {MAX_LEVEL}",
+                "Enrol one of its parents.",
+            )
+        number = self._install(policy)
+        enrolment = self._enrol_number(tree.cgroup_id(cgroup), number, policy.version.flags, born)
+        self.collect()
+        return enrolment
+
+    def close_off(self, cgroup: Path) -> None:
+        """Enrol a cgroup under no policy at all: whatever in it has no enrolment of its own is refused."""
+        if tree.cgroup_id(cgroup) not in self._kernel.enrolments():
+            self._enrol_number(tree.cgroup_id(cgroup), 0, Flag(0), True)
+
+    def _install(self, policy: Compiled) -> int:
+        for number, version in self._kernel.versions().items():
+            if version.sha256 == policy.version.sha256:
+                return number
+        unused = sorted(self._kernel.versions().keys() - {e.policy for e in self._kernel.enrolments().values()})
+        if unused and len(self._kernel.versions()) >= MAX_POLICIES:
+            self._kernel.retire(unused[0])  # kept only to name the rules of old refusals
+        return self._kernel.install(policy.version, policy.tables)
+
+    def _enrol_number(self, cgroup_id: int, number: int, flags: Flag, born: bool) -> Enrolment:
+        present = self._kernel.enrolments().get(cgroup_id)
+        born = present.flags & Flag.BORN != 0 if present else born
+        slot = present.slot if present else self._free_slot()
+        enrolment = Enrolment(slot, number, flags | Flag.BORN if born else flags)
+        self._kernel.enrol(cgroup_id, enrolment)
+        return enrolment
+
+    def _free_slot(self) -> int:
+        build = self._kernel.build()
+        capacity = build.capacity if build else 0
+        used = {enrolment.slot for enrolment in self._kernel.enrolments().values()}
+        for slot in range(1, capacity):
+            if slot not in used:
+                self._kernel.clear(slot)
+                return slot
+        raise WeirError(
+            f"all {capacity - 1} places for cgroups are taken",
+            "Detach what is no longer needed (weir status), or unload and load with --max-containers N.",
+        )
+
+    def withdraw(self, cgroup_id: int) -> None:
+        """Take a cgroup from under its policy: from now on its parent's enrolment counts, if any."""
+        self._kernel.withdraw(cgroup_id)
+        self.collect()
+
+    def release(self, cgroup_id: int) -> None:
+        """Remove the programs from a cgroup when nothing at or below it needs them."""
+        path = tree.paths_by_id(self._root).get(cgroup_id)
+        if path is None:
+            return self._kernel.sweep()
+        inside = {tree.cgroup_id(path), *(number for number in self._ids_below(path))}
+        if cgroup_id in self._kernel.attached() and not inside & self._kernel.enrolments().keys():
+            self._kernel.detach(cgroup_id)
+
+    def _ids_below(self, path: Path) -> Iterable[int]:
+        for child in tree.descendants(path):
+            try:
+                yield tree.cgroup_id(child)
+            except WeirError:
+                continue  # removed while we looked
+
+    def collect(self) -> None:
+        """Retire policy versions that no cgroup uses and no refusal counter names."""
+        used = {enrolment.policy for enrolment in self._kernel.enrolments().values()}
+        named = {refused.policy for refused in self._kernel.refusals()}
+        for number in self._kernel.versions():
+            if number not in used | named:
+                self._kernel.retire(number)
+
+    def totals(self, slot: int) -> tuple[Counters, dict[Refused, int]]:
+        """What a slot has counted: bytes and refusals."""
+        refusals = {refused: n for refused, n in self._kernel.refusals().items() if refused.slot == slot}
+        return self._kernel.counters(slot), refusals
+

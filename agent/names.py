@@ -1,0 +1,68 @@
+"""Numbers of the kernel's tables → the words that people and machines read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from agent.kernel.abi import Flag, Reason
+from agent.kernel.seam import Refused, Version
+
+REASONS = {
+    Reason.RULE: "destination denied",
+    Reason.NO_POLICY: "no policy in force",
+    Reason.FAMILY: "address family not allowed",
+    Reason.PROTOCOL: "protocol not allowed",
+    Reason.BIND: "bind not allowed",
+    Reason.TRANSFER: "socket made in another container",
+    Reason.LISTEN: "listening not allowed",
+    Reason.UNSOLICITED: "datagram from a stranger",
+    Reason.SIMULTANEOUS: "incoming connection",
+    Reason.HEADER: "packet header not allowed",
+    Reason.LOOPBACK_DEVICE: "loopback address on another device",
+    Reason.MEMORY: "no memory for the socket's owner",
+}
+
+
+def rule_name(refused: Refused, versions: Mapping[int, Version]) -> str:
+    """The rule that decided: its name, `default`, or the part of `sockets` that the reason stands for."""
+    version = versions.get(refused.policy)
+    if refused.reason is not Reason.RULE:
+        return f"sockets/{refused.reason.name.lower().replace('_', '-')}"
+    if refused.rule is None:
+        return "default"
+    if version is None or refused.rule >= len(version.rules):
+        return f"unknown:{refused.rule}"
+    return version.rules[refused.rule].name
+
+
+def rule_line(refused: Refused, versions: Mapping[int, Version]) -> int | None:
+    """The line of the policy file on which that rule begins; None where no rule decided."""
+    version = versions.get(refused.policy)
+    if refused.reason is not Reason.RULE or refused.rule is None or version is None:
+        return None
+    return version.rules[refused.rule].line if refused.rule < len(version.rules) else None
+
+
+def mode(flags: Flag) -> str:
+    """`enforce` or `audit`."""
+    return "audit" if flags & Flag.AUDIT else "enforce"
+
+
+def not_in_force(flags: Flag) -> list[str]:
+    """Parts of the policy that this release reads but no layer enforces, in plain sentences."""
+    sentences = {
+        Flag.WANTS_NAMES: "destination names: rules that name a DNS name match no address, so what only they allow "
+        "is judged by the rules after them",
+        Flag.WANTS_OPTIONS: "socket options: every option works as if weir were not there",
+        Flag.WANTS_IDLE: "idleTimeout: idle sockets are not reclaimed",
+    }
+    found = [sentence for flag, sentence in sentences.items() if flags & flag]
+    if not flags & Flag.TRANSFER:
+        found.append("LSM: a TCP socket that was connected before it came into the container can still send")
+    return found
+
+
+def cgroup_name(path: Path | None, root: Path, number: int) -> str:
+    """A cgroup as people know it: its path below the mount, or its number when it is gone."""
+    return f"/{path.relative_to(root)}" if path else f"(gone: id {number})"

@@ -1,0 +1,219 @@
+"""``weir run``: one command in a cgroup of its own, under the policy's tables and its seccomp filter.
+
+The cgroup is enrolled before the process enters it and emptied before it is withdrawn, so the command never runs an
+instruction outside its policy. Killed at any step, weir leaves a cgroup under its policy or no process in it; the next
+run removes what is empty (`remove_leftovers`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.cgroups import tree
+from agent.controller import Compiled, Controller
+from agent.errors import WeirError
+from agent.kernel.load import load
+from agent.kernel.pinned import PinnedKernel
+from agent.kernel.pins import explained
+from agent.kernel.seam import Counters, Kernel, Refused, Version
+from agent.place import Place
+from agent.seccomp.child import Start, StartError, become
+from agent.seccomp.filter import Filter
+
+PREFIX = "run-"
+
+FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals sent to weir that are meant for the command. Ctrl-C and Ctrl-\\ reach it from the terminal."""
+
+QUIET = 0.1
+PATIENCE = 3.0
+"""Seconds. Sockets closed with data unsent go on sending; their bytes are awaited until the counters stand still."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one run did. ``status`` is the exit status, or minus the signal's number."""
+
+    version: Version
+    status: int
+    seconds: float
+    killed: int
+    counters: Counters
+    refusals: Mapping[Refused, int]
+    unsettled: bool
+
+
+def run(place: Place, policy: Compiled, start: Start) -> Summary:
+    """Run a command to its end.
+
+    Raises StartError when it could not be started, WeirError when its rules could not be put in force; then it has
+    not run.
+    """
+    seccomp = Filter(start.rules) if start.rules else None
+    kernel = PinnedKernel(place.pins)
+    try:
+        with enrolled(place, kernel, policy) as (cgroup, controller, slot):
+            began = time.monotonic()
+            status = spawn(start, seccomp, lambda: join(cgroup))
+            seconds = time.monotonic() - began
+            killed = kill_all(cgroup)
+            unsettled = not settle(kernel, slot)
+            counters, refusals = controller.totals(slot)
+        return Summary(policy.version, status, seconds, killed, counters, refusals, unsettled)
+    finally:
+        kernel.close()
+
+
+@contextmanager
+def enrolled(place: Place, kernel: PinnedKernel, policy: Compiled) -> Iterator[tuple[Path, Controller, int]]:
+    """A fresh cgroup under the policy; gone again at the end."""
+    controller = Controller(kernel, place.root)
+    with place.locked():
+        prepare(place, kernel, controller)
+        cgroup = make_cgroup(place)
+        try:
+            slot = controller.enrol(cgroup, policy, born=True).slot
+        except BaseException:
+            cgroup.rmdir()
+            raise
+    try:
+        yield cgroup, controller, slot
+    finally:
+        kill_all(cgroup)
+        with place.locked():
+            remove(cgroup, controller)
+
+
+def prepare(place: Place, kernel: PinnedKernel, controller: Controller) -> None:
+    """Load what is missing, make weir's slice, attach to it and close it off. Does nothing the second time."""
+    if not kernel.is_loaded():
+        print("weir: loading the programs", file=sys.stderr, flush=True)
+        load(place.pins)
+    with explained(f"make the cgroup {place.slice}"):
+        place.slice.mkdir(exist_ok=True)
+    controller.manage(place.slice)
+    controller.close_off(place.slice)
+    remove_leftovers(place, controller)
+
+
+def make_cgroup(place: Place) -> Path:
+    """A cgroup whose name says which process made it, so that a later run knows when it is left over."""
+    path = place.slice / f"{PREFIX}{os.getpid()}-{_started(os.getpid())}-{time.monotonic_ns():x}"
+    with explained(f"make the cgroup {path}"):
+        path.mkdir()
+    return path
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot (proc(5), stat field 22); None when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def remove_leftovers(place: Place, controller: Controller) -> None:
+    """Remove the cgroups of runs that were killed, once they hold no process. A process left in one stays under it."""
+    for path in place.slice.glob(f"{PREFIX}*-*-*"):
+        pid, started = path.name.removeprefix(PREFIX).split("-")[:2]
+        if _started(int(pid)) != int(started) and not tree.processes(path):
+            remove(path, controller)
+
+
+def remove(cgroup: Path, controller: Controller) -> None:
+    """Withdraw a cgroup without processes, then remove it with everything below it."""
+    number = tree.cgroup_id(cgroup)
+    for path in [*reversed(list(tree.descendants(cgroup))), cgroup]:
+        _remove_when_idle(path)
+    controller.withdraw(number)
+
+
+def _remove_when_idle(cgroup: Path) -> None:
+    """A killed process leaves its cgroup a moment after it is reaped: EBUSY until then."""
+    for _ in range(200):
+        try:
+            return cgroup.rmdir()
+        except OSError as e:
+            if e.errno != errno.EBUSY:
+                raise
+            time.sleep(0.01)
+    raise WeirError(f"{cgroup} cannot be removed: it has processes", f"See which: cat {cgroup}/cgroup.procs")
+
+
+def join(cgroup: Path) -> None:
+    """Move the calling process into a cgroup."""
+    with explained(f"enter the cgroup {cgroup}"):
+        (cgroup / "cgroup.procs").write_text("0")
+
+
+def spawn(start: Start, seccomp: Filter | None, enter: Callable[[], None]) -> int:
+    """Run the command in a child; its exit status, or minus the number of the signal that ended it.
+
+    Raises StartError when it could not be started.
+    """
+    reading, writing = os.pipe()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        become(start, seccomp, enter, writing, mask)
+    os.close(writing)
+    with _signals_go_to(child):
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        with os.fdopen(reading, "rb") as pipe:
+            report = pipe.read()
+        _, status = os.waitpid(child, 0)
+    if report:
+        raise StartError.decode(report)
+    return os.waitstatus_to_exitcode(status)
+
+
+@contextmanager
+def _signals_go_to(child: int) -> Iterator[None]:
+    """While the command runs, weir itself is ended by nothing but SIGKILL."""
+
+    def forward(number: int, _frame: object) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    before |= {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def kill_all(cgroup: Path) -> int:
+    """Kill what the command left behind in its cgroup; how many processes that was."""
+    killed: set[int] = set()
+    while pids := tree.processes(cgroup):
+        killed.update(pids)
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return len(killed)
+
+
+def settle(kernel: Kernel, slot: int) -> bool:
+    """Wait until the counters stand still; False when they had not after PATIENCE."""
+    last, since, deadline = kernel.counters(slot), time.monotonic(), time.monotonic() + PATIENCE
+    while (now := time.monotonic()) < deadline:
+        time.sleep(QUIET / 5)
+        counters = kernel.counters(slot)
+        if counters != last:
+            last, since = counters, now
+        elif now - since >= QUIET:
+            return True
+    return False
