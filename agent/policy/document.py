@@ -128,11 +128,11 @@ def known_set(name: str, info: ValidationInfo) -> str:
 
 
 def kind_of_destination(value: object) -> str | None:
-    """Say which of the three forms an item of `to` has; None for none. The <> tell the tag from a key of the file."""
+    """Say which of the three forms an item of `to` has; None for none of them."""
     if isinstance(value, str):
-        return "<address>"
+        return "address"
     if isinstance(value, dict):
-        return next((f"<{kind}>" for kind in ("set", "name") if kind in value), None)
+        return next((kind for kind in ("set", "name") if kind in value), None)
     return None
 
 
@@ -196,9 +196,9 @@ class NameDestination(Part):
 
 
 DestinationItem = Annotated[
-    Annotated[Address, Tag("<address>")]
-    | Annotated[SetDestination, Tag("<set>")]
-    | Annotated[NameDestination, Tag("<name>")],
+    Annotated[Address, Tag("address")]
+    | Annotated[SetDestination, Tag("set")]
+    | Annotated[NameDestination, Tag("name")],
     Discriminator(kind_of_destination),
 ]
 

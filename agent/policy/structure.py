@@ -45,7 +45,7 @@ def problem_at(root: Node, file: str, place: Place, message: str) -> Problem:
 def structural(error: ValidationError, root: Node, file: str) -> Iterator[Problem]:
     """Yield a problem for each of pydantic's findings but those about nodes that are reported already."""
     for detail in error.errors(include_url=False):
-        place = tuple(step for step in detail["loc"] if not str(step).startswith("<"))  # union tags are no keys
+        place = without_tag(detail["loc"])
         path, nearest, node = locate(root, place)
         if node and node.broken:
             continue
@@ -56,6 +56,12 @@ def structural(error: ValidationError, root: Node, file: str) -> Iterator[Proble
             *parents, key = place
             line, column = locate(root, tuple(parents))[1].keys[str(key)]
         yield Problem(file, line, column, path, wording(detail, path, node))
+
+
+def without_tag(place: Place) -> Place:
+    """Return pydantic's place without the tag of the union that it puts in behind an item of `to`."""
+    in_to = place[:2] == ("spec", "egress") and place[3:4] == ("to",)
+    return place[:5] + place[6:] if in_to else place
 
 
 WORDING = {

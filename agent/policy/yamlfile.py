@@ -178,8 +178,9 @@ class Composer:
         while not isinstance(key := next(self._events), yaml.MappingEndEvent):
             name = key.value if isinstance(key, yaml.ScalarEvent) and len(key.value) <= MAX_WORD else None
             if name is None:
-                self._node(key, path, depth + 1)
-                self._problem(key, path, "a key that is not one word; write `key: value`")
+                self._node(key, path, depth + 1)  # reads it to its end, and reports what is wrong with it
+                if not isinstance(key, yaml.ScalarEvent):
+                    self._problem(key, path, "a key that is not one word; write `key: value`")
             inner = join(path, name or "?")
             value = self._node(next(self._events), inner, depth + 1)
             if name in keys:
