@@ -7,7 +7,7 @@ uses it, programs are attached before a cgroup is enrolled, and enrolling, switc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,16 +87,18 @@ class Controller:
             )
         self._kernel.attach(parent)
 
-    def parent_of(self, cgroup: Path, attached: Iterable[int]) -> Path | None:
-        """The nearest cgroup, itself or above, that has all programs attached."""
-        complete = [number for number in attached if self._kernel.attached()[number] == frozenset(PROGRAMS)]
+    def parent_of(self, cgroup: Path, attached: Mapping[int, frozenset[str]]) -> Path | None:
+        """The nearest cgroup, itself or above, that has all programs attached (``attached``: as the kernel says)."""
+        complete = [number for number, programs in attached.items() if programs == frozenset(PROGRAMS)]
         for path in (cgroup, *cgroup.parents):
             if path.is_relative_to(self._root) and tree.cgroup_id(path) in complete:
                 return path
         return None
 
-    def enrol(self, cgroup: Path, policy: Compiled, *, born: bool = False) -> Enrolment:
-        """Put a cgroup under a policy, or switch it to another. ``born``: it has had no process yet.
+    def enrol(self, cgroup: Path, policy: Compiled, how: Flag = Flag(0)) -> Enrolment:
+        """Put a cgroup under a policy, or switch it to another.
+
+        ``how``: BORN when it has had no process yet, RUN when it is one of `weir run`'s; a switch keeps them.
 
         Raises WeirError; then nothing has changed for the cgroup.
         """
@@ -107,14 +109,14 @@ class Controller:
                 "Enrol one of its parents.",
             )
         number = self._install(policy)
-        enrolment = self._enrol_number(tree.cgroup_id(cgroup), number, policy.version.flags, born)
+        enrolment = self._enrol_number(tree.cgroup_id(cgroup), number, policy.version.flags, how)
         self.collect()
         return enrolment
 
     def close_off(self, cgroup: Path) -> None:
         """Enrol a cgroup under no policy at all: whatever in it has no enrolment of its own is refused."""
         if tree.cgroup_id(cgroup) not in self._kernel.enrolments():
-            self._enrol_number(tree.cgroup_id(cgroup), 0, Flag(0), True)
+            self._enrol_number(tree.cgroup_id(cgroup), 0, Flag(0), Flag.BORN)
 
     def _install(self, policy: Compiled) -> int:
         for number, version in self._kernel.versions().items():
@@ -125,11 +127,11 @@ class Controller:
             self._kernel.retire(unused[0])  # kept only to name the rules of old refusals
         return self._kernel.install(policy.version, policy.tables)
 
-    def _enrol_number(self, cgroup_id: int, number: int, flags: Flag, born: bool) -> Enrolment:
+    def _enrol_number(self, cgroup_id: int, number: int, flags: Flag, how: Flag) -> Enrolment:
         present = self._kernel.enrolments().get(cgroup_id)
-        born = present.flags & Flag.BORN != 0 if present else born
+        how = (present.flags if present else how) & (Flag.BORN | Flag.RUN)
         slot = present.slot if present else self._free_slot()
-        enrolment = Enrolment(slot, number, flags | Flag.BORN if born else flags)
+        enrolment = Enrolment(slot, number, flags | how)
         self._kernel.enrol(cgroup_id, enrolment)
         return enrolment
 

@@ -18,24 +18,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.cgroups import tree
+from agent.cgroups.sockets import sending
 from agent.controller import Compiled, Controller
 from agent.errors import WeirError
+from agent.kernel.abi import Flag
 from agent.kernel.load import load
 from agent.kernel.pinned import PinnedKernel
 from agent.kernel.pins import explained
 from agent.kernel.seam import Counters, Kernel, Refused, Version
 from agent.place import Place
-from agent.seccomp.child import Start, StartError, become
-from agent.seccomp.filter import Filter
+from agent.processes import spawn
+from agent.seccomp.child import Start
 
 PREFIX = "run-"
 
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals sent to weir that are meant for the command. Ctrl-C and Ctrl-\\ reach it from the terminal."""
 
-QUIET = 0.1
-PATIENCE = 3.0
-"""Seconds. Sockets closed with data unsent go on sending; their bytes are awaited until the counters stand still."""
+PATIENCE = 5.0
+"""Seconds. Sockets closed with data unsent go on sending without a process: so long weir waits for them. What is still
+sending then keeps its policy and its place until a later run finds it done."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,14 @@ def run(place: Place, policy: Compiled, start: Start) -> Summary:
     Raises StartError when it could not be started, WeirError when its rules could not be put in force; then it has
     not run.
     """
-    seccomp = Filter(start.rules) if start.rules else None
     kernel = PinnedKernel(place.pins)
     try:
         with enrolled(place, kernel, policy) as (cgroup, controller, slot):
             began = time.monotonic()
-            status = spawn(start, seccomp, lambda: join(cgroup))
+            status = wait_for(start, lambda: join(cgroup))
             seconds = time.monotonic() - began
             killed = kill_all(cgroup)
-            unsettled = not settle(kernel, slot)
+            unsettled = not settle(cgroup)
             counters, refusals = controller.totals(slot)
         return Summary(policy.version, status, seconds, killed, counters, refusals, unsettled)
     finally:
@@ -80,7 +81,7 @@ def enrolled(place: Place, kernel: PinnedKernel, policy: Compiled) -> Iterator[t
         prepare(place, kernel, controller)
         cgroup = make_cgroup(place)
         try:
-            slot = controller.enrol(cgroup, policy, born=True).slot
+            slot = controller.enrol(cgroup, policy, Flag.BORN | Flag.RUN).slot
         except BaseException:
             cgroup.rmdir()
             raise
@@ -101,7 +102,7 @@ def prepare(place: Place, kernel: PinnedKernel, controller: Controller) -> None:
         place.slice.mkdir(exist_ok=True)
     controller.manage(place.slice)
     controller.close_off(place.slice)
-    remove_leftovers(place, controller)
+    remove_leftovers(place, kernel, controller)
 
 
 def make_cgroup(place: Place) -> Path:
@@ -121,20 +122,28 @@ def _started(pid: int) -> int | None:
     return int(text.rpartition(")")[2].split()[19])
 
 
-def remove_leftovers(place: Place, controller: Controller) -> None:
+def remove_leftovers(place: Place, kernel: Kernel, controller: Controller) -> None:
     """Remove the cgroups of runs that were killed, once they hold no process. A process left in one stays under it."""
     for path in place.slice.glob(f"{PREFIX}*-*-*"):
         pid, started = path.name.removeprefix(PREFIX).split("-")[:2]
         if _started(int(pid)) != int(started) and not tree.processes(path):
             remove(path, controller)
+    of_runs = [number for number, enrolment in kernel.enrolments().items() if enrolment.flags & Flag.RUN]
+    gone = set(of_runs) - place.living().keys() if of_runs else set()
+    for number in gone:
+        if not sending([number]):
+            controller.withdraw(number)
 
 
 def remove(cgroup: Path, controller: Controller) -> None:
-    """Withdraw a cgroup without processes, then remove it with everything below it."""
+    """Remove a cgroup without processes and everything below it, then withdraw it; but not while it is sending."""
     number = tree.cgroup_id(cgroup)
-    for path in [*reversed(list(tree.descendants(cgroup))), cgroup]:
+    below = list(tree.descendants(cgroup))
+    numbers = [number, *(tree.cgroup_id(path) for path in below)]
+    for path in [*reversed(below), cgroup]:
         _remove_when_idle(path)
-    controller.withdraw(number)
+    if not sending(numbers):
+        controller.withdraw(number)
 
 
 def _remove_when_idle(cgroup: Path) -> None:
@@ -155,43 +164,31 @@ def join(cgroup: Path) -> None:
         (cgroup / "cgroup.procs").write_text("0")
 
 
-def spawn(start: Start, seccomp: Filter | None, enter: Callable[[], None]) -> int:
+def wait_for(start: Start, enter: Callable[[], None]) -> int:
     """Run the command in a child; its exit status, or minus the number of the signal that ended it.
 
-    Raises StartError when it could not be started.
+    While it runs, weir itself is ended by nothing but SIGKILL. Raises StartError when it could not be started.
     """
-    reading, writing = os.pipe()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        become(start, seccomp, enter, writing, mask)
-    os.close(writing)
-    with _signals_go_to(child):
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        with os.fdopen(reading, "rb") as pipe:
-            report = pipe.read()
-        _, status = os.waitpid(child, 0)
-    if report:
-        raise StartError.decode(report)
-    return os.waitstatus_to_exitcode(status)
-
-
-@contextmanager
-def _signals_go_to(child: int) -> Iterator[None]:
-    """While the command runs, weir itself is ended by nothing but SIGKILL."""
+    child = 0
 
     def forward(number: int, _frame: object) -> None:
+        if not child:
+            raise SystemExit(128 + number)
         with suppress(ProcessLookupError):
             os.kill(child, number)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
-    before |= {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
+    def leave_to_terminal(_number: int, _frame: object) -> None:
+        """The command gets it too; a handler and not SIG_IGN, which the command would inherit."""
+
+    handlers = {**dict.fromkeys(FORWARDED, forward), signal.SIGINT: leave_to_terminal, signal.SIGQUIT: leave_to_terminal}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        child = spawn(start, enter)
+        _, status = os.waitpid(child, 0)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    return os.waitstatus_to_exitcode(status)
 
 
 def kill_all(cgroup: Path) -> int:
@@ -206,14 +203,12 @@ def kill_all(cgroup: Path) -> int:
     return len(killed)
 
 
-def settle(kernel: Kernel, slot: int) -> bool:
-    """Wait until the counters stand still; False when they had not after PATIENCE."""
-    last, since, deadline = kernel.counters(slot), time.monotonic(), time.monotonic() + PATIENCE
-    while (now := time.monotonic()) < deadline:
-        time.sleep(QUIET / 5)
-        counters = kernel.counters(slot)
-        if counters != last:
-            last, since = counters, now
-        elif now - since >= QUIET:
-            return True
-    return False
+def settle(cgroup: Path) -> bool:
+    """Wait for the sockets that closed with data unsent; False when some were still sending after PATIENCE."""
+    numbers = [tree.cgroup_id(path) for path in (cgroup, *tree.descendants(cgroup))]
+    deadline = time.monotonic() + PATIENCE
+    while sending(numbers):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True

@@ -83,6 +83,7 @@ enum weir_destination {
 #define WEIR_WANTS_NAMES 0x0200
 #define WEIR_WANTS_OPTIONS 0x0400
 #define WEIR_WANTS_IDLE 0x0800
+#define WEIR_RUN 0x4000  /* made by `weir run`; the programs do not read it */
 #define WEIR_BORN 0x8000 /* enrolled before its first process: it can have no socket of unknown origin */
 
 /* An IPv6 address, or IPv4 as ::ffff:a.b.c.d; network byte order. */
@@ -116,7 +117,8 @@ struct weir_socket {
 	__u64 policy;	 /* generation << 32 | policy */
 	__u64 peer;	 /* hash of the last UDP destination */
 	__u32 created;	 /* generation */
-	__u32 listener;	 /* 1: listens, or was accepted by a socket that does */
+	__u16 listener;	 /* 1: listens, or was accepted by a socket that does */
+	__u16 counted;	 /* 1: among sockets_created (and copied to what a listener accepts) */
 };
 
 struct weir_prefix {

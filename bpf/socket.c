@@ -41,6 +41,7 @@ int weir_sock_create(struct bpf_sock *ctx)
 	s->leaf = bpf_get_current_cgroup_id();
 	s->container = container;
 	s->created = now;
+	s->counted = 1;
 	remember(s, now, &who);
 	c = counters_of(who.slot);
 	if (c)
@@ -53,7 +54,8 @@ int weir_sock_release(struct bpf_sock *ctx)
 	struct weir_socket *s = sockets.sk_storage_get(ctx, 0, 0);
 	struct weir_counters *c;
 
-	if (!s)
+	/* An accepted socket has its listener's memory; socket() has not counted it. */
+	if (!s || !s->counted || (s->listener && ctx->state != WEIR_TCP_LISTEN))
 		return 1;
 	c = counters_of((u32)READ(s->owner) >> 16);
 	if (c)

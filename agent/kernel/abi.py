@@ -70,6 +70,7 @@ class Flag(IntFlag):
     WANTS_NAMES = 0x0200
     WANTS_OPTIONS = 0x0400
     WANTS_IDLE = 0x0800
+    RUN = 0x4000
     BORN = 0x8000
 
 
@@ -114,7 +115,8 @@ class Socket(c.Structure):
         ("policy", c.c_uint64),
         ("peer", c.c_uint64),
         ("created", c.c_uint32),
-        ("listener", c.c_uint32),
+        ("listener", c.c_uint16),
+        ("counted", c.c_uint16),
     ]
 
 

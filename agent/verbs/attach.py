@@ -11,6 +11,7 @@ from agent import names
 from agent.cgroups import tree
 from agent.controller import Controller, compiled
 from agent.errors import WeirError
+from agent.kernel.abi import Flag
 from agent.kernel.load import load
 from agent.kernel.pinned import PinnedKernel
 from agent.place import Place
@@ -39,9 +40,8 @@ def attach(cgroup: str, policy: str) -> int:
                 print("weir: loading the programs", file=sys.stderr, flush=True)
                 load(place.pins)
             controller = Controller(kernel, place.root)
-            born = not tree.processes(path)
             controller.manage(path)
-            controller.enrol(path, ready, born=born)
+            controller.enrol(path, ready, Flag(0) if tree.processes(path) else Flag.BORN)
     finally:
         kernel.close()
     print(f"{names.cgroup_name(path, place.root, 0)} is under policy {ready.version.name}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pwd
 import signal
 import sys
 from dataclasses import asdict
@@ -14,14 +12,14 @@ import click
 
 from agent import names
 from agent.controller import compiled
-from agent.errors import WeirError
 from agent.kernel.abi import Flag
 from agent.place import Place
 from agent.policy.find import load as load_policy
 from agent.policy.model import Mode
+from agent.processes import check_inherited, find_user
 from agent.run import Summary
 from agent.run import run as run_command
-from agent.seccomp.child import Start, User
+from agent.seccomp.child import Start
 from agent.seccomp.rules import rules
 
 EPILOG = """\b
@@ -33,7 +31,7 @@ Examples:
 
 @click.command(epilog=EPILOG, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--policy", "-p", default="appengine", show_default=True, help="A policy file, or a shipped policy's name.")
-@click.option("--user", "-u", help="Run the command as this user (name or number).")
+@click.option("--user", "-u", help="Run as this user: NAME, UID, NAME:GROUP or UID:GID.")
 @click.option("--inherit-fds", is_flag=True, help="Keep inherited descriptors, network sockets included.")
 @click.option("--json", "as_json", is_flag=True, help="Write the summary as one line of JSON.")
 @click.option("--quiet", "-q", is_flag=True, help="Write no summary.")
@@ -55,7 +53,7 @@ def run(policy: str, user: str | None, inherit_fds: bool, as_json: bool, quiet: 
         rules=() if chosen.mode is Mode.AUDIT else rules(chosen.sockets),
     )
     if not inherit_fds:
-        refuse_sockets()
+        check_inherited()
     if not quiet and not as_json:
         for sentence in names.not_in_force(ready.version.flags):
             print(f"weir: not in force yet: {sentence}", file=sys.stderr)
@@ -63,26 +61,6 @@ def run(policy: str, user: str | None, inherit_fds: bool, as_json: bool, quiet: 
     if not quiet:
         print(json.dumps(as_data(summary)) if as_json else as_text(summary), file=sys.stderr, flush=True)
     return summary.status if summary.status >= 0 else 128 - summary.status
-
-
-def find_user(text: str) -> User:
-    """Whom --user means.
-
-    Raises WeirError for a user that the host does not know.
-    """
-    try:
-        entry = pwd.getpwuid(int(text)) if text.isdigit() else pwd.getpwnam(text)
-    except KeyError as e:
-        raise WeirError(f"there is no user {text}", "Give a name or number that `getent passwd` lists.") from e
-    groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
-    return User(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(groups))
-
-
-def refuse_sockets() -> None:
-    """Raise WeirError when standard input, output or error is a network socket: no rule would govern it."""
-    from agent.seccomp.child import check_inherited
-
-    check_inherited((0, 1, 2))
 
 
 def as_data(summary: Summary) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import click
 from agent import names
 from agent.cgroups import tree
 from agent.controller import Controller
-from agent.kernel.abi import PROGRAMS, Flag
+from agent.kernel.abi import Flag
 from agent.kernel.pinned import PinnedKernel
 from agent.kernel.seam import Enrolment, Refused, Version
 from agent.place import Place
@@ -131,7 +132,7 @@ def show(data: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     if not data["loaded"]:
         console.print("weir is not loaded: no rules are in force on this host")
         return
