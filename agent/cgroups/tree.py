@@ -42,7 +42,7 @@ def resolve(name: str, root: Path) -> Path:
     Raises WeirError when it is not a cgroup of the tree at ``root``.
     """
     given = Path(name)
-    below = root / name.lstrip("/")
+    below = root / name.strip("/")
     path = given if given.is_absolute() and given.is_relative_to(root) else below
     if not (path / "cgroup.procs").exists() or not path.resolve().is_relative_to(root):
         raise WeirError(f"{name} is no cgroup below {root}", f"Give a directory that has a cgroup.procs: ls {root}")

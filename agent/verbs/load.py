@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import click
 
+from agent.cgroups import tree
 from agent.controller import Controller
 from agent.errors import WeirError
 from agent.kernel.load import CAPACITY
@@ -15,22 +17,41 @@ from agent.kernel.pinned import PinnedKernel
 from agent.place import Place
 
 
-@click.command(epilog="\b\nExamples:\n  weir load\n  weir load --force            # the same programs once more, swapped in place")
+@click.command(
+    epilog="\b\nExamples:\n  weir load\n  weir load --force            # the same programs once more, swapped in place\n"
+    "  weir load --attach-root /    # also see sockets that were made outside every enrolled cgroup"
+)
 @click.option("--max-containers", type=click.IntRange(2, 65535), help=f"Cgroups at one time [default: {CAPACITY}].")
 @click.option("--force", is_flag=True, help="Compile and replace even when this very build is loaded.")
-def load(max_containers: int | None, force: bool) -> int:
+@click.option("--attach-root", metavar="CGROUP", help="Attach to this cgroup once, for all that is enrolled below it.")
+def load(max_containers: int | None, force: bool, attach_root: str | None) -> int:
     """Compile the programs and pin them; replace older ones in place, with no moment without rules.
 
     `weir run` and `weir attach` do it themselves when nothing is loaded. Killed half-way it has changed nothing that
     matters: run it again.
+
+    With --attach-root / every socket of the host passes through the programs, so that one made outside and handed to a
+    container is noticed. It costs processes outside nearly as much as those inside.
     """
     place = Place.here()
+    parent = tree.resolve(attach_root, place.root) if attach_root else None
     began = time.monotonic()
     with place.locked():
         changed = load_programs(place.pins, max_containers, force=force)
+        if parent:
+            manage(place, parent)
     seconds = time.monotonic() - began
     print(f"loaded in {seconds:.2f} s, pinned below {place.pins.root}" if changed else "already loaded: nothing to do")
     return 0
+
+
+def manage(place: Place, parent: Path) -> None:
+    """Attach the programs to a cgroup."""
+    kernel = PinnedKernel(place.pins)
+    try:
+        Controller(kernel, place.root).manage(parent)
+    finally:
+        kernel.close()
 
 
 @click.command(epilog="\b\nExamples:\n  weir unload\n  weir unload --force          # also while cgroups are enrolled")
