@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.cgroups import tree
+from agent.cgroups.classid import require_cgroup_of_sockets
 from agent.cgroups.sockets import sending
 from agent.controller import Compiled, Controller
 from agent.errors import WeirError
@@ -95,6 +96,7 @@ def enrolled(place: Place, kernel: PinnedKernel, policy: Compiled) -> Iterator[t
 
 def prepare(place: Place, kernel: PinnedKernel, controller: Controller) -> None:
     """Load what is missing, make weir's slice, attach to it and close it off. Does nothing the second time."""
+    require_cgroup_of_sockets()
     if not kernel.is_loaded():
         print("weir: loading the programs", file=sys.stderr, flush=True)
         load(place.pins)

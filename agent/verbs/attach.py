@@ -9,6 +9,7 @@ import click
 
 from agent import names
 from agent.cgroups import tree
+from agent.cgroups.classid import require_cgroup_of_sockets
 from agent.controller import Controller, compiled
 from agent.errors import WeirError
 from agent.kernel.abi import Flag
@@ -32,6 +33,7 @@ def attach(cgroup: str, policy: str) -> int:
     """
     place = Place.here()
     path = tree.resolve(cgroup, place.root)
+    require_cgroup_of_sockets()
     ready = compiled(load_policy(policy))
     kernel = PinnedKernel(place.pins)
     try:
