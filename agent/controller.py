@@ -108,10 +108,13 @@ class Controller:
                 f"{cgroup} lies {depth} levels deep; the programs find cgroups up to level {MAX_LEVEL}",
                 "Enrol one of its parents.",
             )
+        cgroup_id = tree.cgroup_id(cgroup)
+        self._kernel.sweep()  # what a killed weir left behind
         number = self._install(policy)
-        enrolment = self._enrol_number(tree.cgroup_id(cgroup), number, policy.version.flags, how)
-        self.collect()
-        return enrolment
+        try:
+            return self._enrol_number(cgroup_id, number, policy.version.flags, how)
+        finally:
+            self.collect()
 
     def close_off(self, cgroup: Path) -> None:
         """Enrol a cgroup under no policy at all: whatever in it has no enrolment of its own is refused."""
