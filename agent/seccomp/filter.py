@@ -26,9 +26,7 @@ class Filter:
             )
         try:
             self._filter = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-            self._filter.set_attr(
-                pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS
-            )  # one refused call would go on to the next
+            self._filter.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
             # CTL_LOG and CTL_OPTIMIZE stay off: measured, see README.md.
             for rule in rules:
                 self._filter.add_rule_exactly(

@@ -184,3 +184,13 @@ def test_a_bug_in_the_child_is_seen(capfd: pytest.CaptureFixture[str]) -> None:
     pid = spawn(Start(argv=("true",), user=None, inherit_fds=True, rules=()), lambda: print(1 // 0))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_the_parent_keeps_its_own_signal_mask() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    try:
+        pid = spawn(Start(argv=("true",), user=None, inherit_fds=True, rules=()), lambda: None)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before | {signal.SIGUSR2}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -49,6 +49,24 @@ def test_socket_is_an_allow_list(sockets: Sockets, family: int, type_: int, prot
     assert refusals(rules(sockets), "socket", family, type_, protocol) == ([errno] if errno else [])
 
 
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_every_type_and_protocol_of_inet(family: int) -> None:
+    """Up to the last protocol that the kernel has (IPPROTO_MPTCP, linux/in.h)."""
+    denied = tuple(rule for rule in rules(APPENGINE) if rule.call == "socket")
+    allowed = [
+        (type_, protocol)
+        for type_ in range(16)
+        for protocol in range(MPTCP + 1)
+        if not refusals(denied, "socket", family, type_, protocol)
+    ]
+    assert allowed == [
+        (socket.SOCK_STREAM, 0),
+        (socket.SOCK_STREAM, TCP),
+        (socket.SOCK_DGRAM, 0),
+        (socket.SOCK_DGRAM, UDP),
+    ]
+
+
 @given(policies, families)
 @example(APPENGINE, socket.AF_UNIX)
 @example(APPENGINE, 1 << 32 | socket.AF_INET)
