@@ -1,5 +1,6 @@
 """Random policies, and flows that fall near their edges, for property tests in every tier."""
 
+import yaml
 from hypothesis import strategies as st
 
 from agent.policy.compile import MAX_RULES
@@ -88,12 +89,14 @@ def port_ranges(draw: st.DrawFn) -> PortRange:
 @st.composite
 def rules(draw: st.DrawFn, name: str, line: int) -> Rule:
     """Draw a rule; one in three has no destination, one in three no ports."""
-    some_prefixes = st.lists(prefixes(), min_size=0, max_size=4).map(tuple)
+    to = st.lists(prefixes(), max_size=4).map(tuple)
+    destinations = draw(st.none() | to | to)
+    names = st.lists(st.sampled_from(DNS_NAMES), max_size=2, unique=True)
     return Rule(
         name=name,
         action=draw(st.sampled_from(Action)),
-        prefixes=draw(st.none() | some_prefixes | some_prefixes),
-        names=tuple(draw(st.just([]) | st.just([]) | st.lists(st.sampled_from(DNS_NAMES), max_size=2, unique=True))),
+        prefixes=destinations,
+        names=() if destinations is None else tuple(draw(st.just([]) | st.just([]) | names)),
         ports=draw(st.just(()) | st.lists(port_ranges(), max_size=3).map(tuple)),
         protocols=draw(st.sampled_from([BOTH_PROTOCOLS, frozenset([Protocol.TCP]), frozenset([Protocol.UDP])])),
         line=line,
@@ -138,3 +141,28 @@ def flows(draw: st.DrawFn, policy: Policy, *, names: bool = False) -> Flow:
         port=draw(st.sampled_from(sorted(ports)) | st.integers(0, MAX_PORT) if ports else st.integers(0, MAX_PORT)),
         names=frozenset(draw(st.lists(st.sampled_from(DNS_NAMES), max_size=2))) if names else frozenset(),
     )
+
+
+def as_yaml(policy: Policy) -> str:
+    """Return the text of a policy file that says what the policy's egress and default say; its sockets are open."""
+    egress = []
+    for rule in policy.egress:
+        to = [str(prefix) for prefix in rule.prefixes or ()] + [{"name": name} for name in rule.names]
+        part: dict[str, object] = {"name": rule.name, "action": rule.action.value}
+        if rule.prefixes is not None:
+            part["to"] = to
+        if rule.ports:
+            part["ports"] = [str(ports) for ports in rule.ports]
+        if len(rule.protocols) == 1:
+            part["protocol"] = next(iter(rule.protocols)).value
+        egress.append(part)
+    sockets = {
+        "families": [family.value for family in Family],
+        "listen": "allow",
+        "bind": "allow",
+        "transfer": "allow",
+        "options": {"mock": [], "others": "allow"},
+    }
+    spec = {"sockets": sockets, "default": policy.default.value, **({"egress": egress} if egress else {})}
+    head = {"apiVersion": "weir.dev/v1", "kind": "SocketPolicy", "metadata": {"name": policy.name}}
+    return yaml.safe_dump({**head, "spec": spec}, sort_keys=False)

@@ -239,14 +239,14 @@ class SocketsPart(Part):
     idle_timeout: Duration | None = Field(
         default=None, alias="idleTimeout", description="Reclaim a socket after this long without use. Not yet in force."
     )
-    options: OptionsPart = OptionsPart()
+    options: OptionsPart = Field(default_factory=OptionsPart)
 
 
 class SpecPart(Part):
     """What the policy says."""
 
     mode: Mode = Field(default=Mode.ENFORCE, description="audit: count and report, refuse nothing.")
-    sockets: SocketsPart = SocketsPart()
+    sockets: SocketsPart = Field(default_factory=SocketsPart)
     egress: tuple[RulePart, ...] = Field(
         default=(), min_length=1, max_length=MAX_RULES, description="Rules in order; the first that matches decides."
     )

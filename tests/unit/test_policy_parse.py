@@ -107,8 +107,10 @@ WRONG = {
         ],
     ),
     "DNS names": (
-        'spec: {egress: [{name: a, action: allow, to: [{name: "*.a.org"}, {name: localhost}, {name: A.org}, '
-        "{name: a.org.}]}]}\n",
+        (
+            'spec: {egress: [{name: a, action: allow, to: [{name: "*.a.org"}, {name: localhost}, {name: A.org}, '
+            "{name: a.org.}]}]}\n"
+        ),
         [
             "4:54: spec.egress[0].to[0].name: '*.a.org' is no DNS name",
             "4:73: spec.egress[0].to[1].name: 'localhost' is no DNS name",
@@ -141,8 +143,10 @@ WRONG = {
         ],
     ),
     "empty lists": (
-        "spec:\n  sockets: {families: [], protocols: []}\n"
-        "  egress:\n    - {name: a, action: deny, to: [], ports: []}\n",
+        (
+            "spec:\n  sockets: {families: [], protocols: []}\n"
+            "  egress:\n    - {name: a, action: deny, to: [], ports: []}\n"
+        ),
         [
             "5:23: spec.sockets.families: the list is empty",
             "5:38: spec.sockets.protocols: the list is empty",
@@ -152,8 +156,10 @@ WRONG = {
     ),
     "no rules": ("spec: {egress: []}\n", ["4:16: spec.egress: the list is empty"]),
     "names": (
-        "spec:\n  egress:\n    - {name: Big, action: deny, ports: [1]}\n"
-        "    - {name: default, action: deny, ports: [2]}\n",
+        (
+            "spec:\n  egress:\n    - {name: Big, action: deny, ports: [1]}\n"
+            "    - {name: default, action: deny, ports: [2]}\n"
+        ),
         ["6:14: spec.egress[0].name: 'Big' cannot be a name", "7:14: spec.egress[1].name: 'default' is what refusals"],
     ),
     "the same name": (
@@ -172,8 +178,10 @@ WRONG = {
         ["7:42: spec.egress[0].protocol: spec.sockets.protocols lacks udp, so this rule can never match"],
     ),
     "sockets": (
-        "spec:\n  sockets:\n    families: [inet, packet, inet]\n    bind: maybe\n    idleTimeout: 10\n"
-        "    options: {mock: [keepalive, SO_LINGER, SO_LINGER]}\n",
+        (
+            "spec:\n  sockets:\n    families: [inet, packet, inet]\n    bind: maybe\n    idleTimeout: 10\n"
+            "    options: {mock: [keepalive, SO_LINGER, SO_LINGER]}\n"
+        ),
         [
             "6:22: spec.sockets.families[1]: 'packet' is not possible here; write inet, inet6, unix or netlink",
             "7:11: spec.sockets.bind: 'maybe' is not possible here; write deny, ephemeral or allow",

@@ -1,0 +1,54 @@
+"""The JSON Schema: it comes from the types that check a policy, so it knows every key and value."""
+
+import re
+from collections.abc import Iterator
+
+from agent.policy.document import APP_ENGINE_MOCKED, schema
+from agent.policy.structure import KEYS
+
+
+def objects(node: object) -> Iterator[dict[str, object]]:
+    """Yield every JSON object inside a schema."""
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from objects(value)
+    if isinstance(node, list):
+        for value in node:
+            yield from objects(value)
+
+
+def test_unknown_keys_are_refused_everywhere() -> None:
+    mappings = [node for node in objects(schema()) if node.get("type") == "object"]
+    assert len(mappings) == 8
+    assert all(node["additionalProperties"] is False for node in mappings)
+
+
+def test_the_schema_knows_the_keys_of_the_format() -> None:
+    properties = {
+        key for node in objects(schema()) if isinstance(node.get("properties"), dict) for key in node["properties"]
+    }  # type: ignore[attr-defined]
+    assert properties == {key for keys in KEYS.values() for key in keys}
+
+
+def test_null_is_nowhere() -> None:
+    """A key without a value is an error, so the schema must not offer it."""
+    assert [
+        node for node in objects(schema()) if node.get("type") == "null" or "null" in str(node.get("default"))
+    ] == []
+    assert "None" not in str(schema())
+
+
+def test_required_keys() -> None:
+    whole = schema()
+    assert whole["required"] == ["apiVersion", "kind", "metadata", "spec"]
+    assert whole["$defs"]["RulePart"]["required"] == ["name", "action"]
+    assert "required" not in whole["$defs"]["SpecPart"]
+
+
+def test_patterns_are_anchored_and_work() -> None:
+    patterns = {str(node["pattern"]) for node in objects(schema()) if "pattern" in node}
+    assert all(pattern.startswith("^(") and pattern.endswith(")$") for pattern in patterns)
+    for word in ("google-dns", "smtp.gmail.com", "8000-8099", "10m", *APP_ENGINE_MOCKED):
+        assert any(re.search(pattern, word) for pattern in patterns), word
+    assert not any(re.search(pattern, "No Such Thing!") for pattern in patterns)
