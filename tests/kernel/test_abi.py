@@ -1,0 +1,105 @@
+"""agent/kernel/abi.py against BCC, which makes the maps: its own view of each table's key and leaf, field by field."""
+
+from __future__ import annotations
+
+import ctypes as c
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.kernel import abi, libbpf
+from agent.kernel.pins import Pins
+from tests import need
+from tests.kernel.cage import Cage
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TABLES: dict[str, tuple[Any, Any]] = {
+    "config": (c.c_uint32, abi.Config),
+    "cgroups": (c.c_uint64, abi.Enrolled),
+    "counters": (c.c_uint32, abi.Counters),
+    "buckets": (c.c_uint32, abi.Bucket),
+    "sockets": (c.c_uint32, abi.Socket),
+    "verdicts": (c.c_uint32, abi.Verdict),
+    "refusals": (abi.Refusal, c.c_uint64),
+    "peers": (abi.Peer, c.c_uint32),
+    "addresses": (c.c_uint32, c.c_uint32),
+    "clauses": (c.c_uint32, c.c_uint32),
+    "rules": (c.c_uint32, c.c_uint32),
+    "policies": (c.c_uint32, abi.Policy),
+    "one_addresses": (abi.Prefix, abi.Entry),
+    "one_clauses": (abi.Ports, abi.Clause),
+    "one_rules": (c.c_uint32, abi.Rule),
+}
+"""Table -> what agent/kernel takes its key and value for. The ring buffer `events` has neither."""
+
+CAPACITIES = {
+    "config": 1,
+    "verdicts": abi.VERDICTS,
+    "refusals": abi.MAX_REFUSALS,
+    "peers": abi.MAX_PEERS,
+    "addresses": abi.MAX_POLICIES,
+    "clauses": abi.MAX_POLICIES,
+    "rules": abi.MAX_POLICIES,
+    "policies": abi.MAX_POLICIES,
+    "events": abi.EVENTS_BYTES,
+}
+
+
+@pytest.fixture(scope="module")
+def in_bcc() -> Iterator[dict[str, Any]]:
+    """What BCC says, in a process of its own and with pins of its own."""
+    need.root()
+    if find_spec("bcc") is None:
+        need.skip("needs BCC: python3-bpfcc")
+    pins = Pins(Path("/sys/fs/bpf") / f"weir-test-{os.getpid()}-{secrets.token_hex(2)}")
+    pins.make()
+    try:
+        command = [sys.executable, "-m", "tests.kernel.bcc_tables", str(pins.root)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert done.returncode == 0, done.stderr
+        yield json.loads(done.stdout)
+    finally:
+        pins.remove()
+
+
+def described(twin: Any) -> dict[str, Any]:
+    """The same description of a type of abi.py as bcc_tables.py gives of BCC's."""
+    fields = [field[0] for field in getattr(twin, "_fields_", [])]
+    return {
+        "size": c.sizeof(twin),
+        "fields": {name: [getattr(twin, name).offset, getattr(twin, name).size] for name in fields},
+    }
+
+
+def test_the_table_above_is_complete() -> None:
+    inner = {"one_addresses", "one_clauses", "one_rules"}
+    assert TABLES.keys() == (set(abi.MAPS) - {"events"}) | inner
+
+
+@pytest.mark.parametrize("name", sorted(TABLES.keys() - {"sockets", "addresses", "clauses", "rules"}))
+def test_bcc_lays_it_out_as_we_do(name: str, in_bcc: dict[str, Any]) -> None:
+    key, value = TABLES[name]
+    assert in_bcc[name] == {"key": described(key), "leaf": described(value)}
+
+
+@pytest.mark.parametrize("name", abi.MAPS)
+def test_the_map_in_the_kernel(name: str, cage: Cage) -> None:
+    """BCC's Python knows no socket storage and no maps of maps: of those the kernel tells the sizes."""
+    fd = libbpf.obj_get(cage.place.pins.maps / name)
+    try:
+        info = libbpf.map_info(fd)
+    finally:
+        os.close(fd)
+    if name in TABLES:
+        key, value = TABLES[name]
+        assert (info.key_size, info.value_size) == (c.sizeof(key), c.sizeof(value))
+    assert info.max_entries == CAPACITIES.get(name, info.max_entries)
