@@ -47,7 +47,7 @@ def check_command(policies: tuple[str, ...]) -> None:
 @policy.command("show")
 @click.argument("name", metavar="POLICY")
 @as_json_option
-def show_command(name: str, machine: bool) -> None:  # noqa: FBT001 - click passes it by name
+def show_command(name: str, machine: bool) -> None:
     """Print what POLICY means, defaults filled in and sets expanded.
 
     Example: weir policy show appengine
@@ -63,7 +63,7 @@ def show_command(name: str, machine: bool) -> None:  # noqa: FBT001 - click pass
 @click.argument("address")
 @click.argument("port", type=click.IntRange(0, 65535))
 @as_json_option
-def explain_command(  # noqa: PLR0913 - one for each argument on the command line
+def explain_command(
     *, name: str, names: tuple[str, ...], protocol: str, address: str, port: int, machine: bool
 ) -> None:
     """Say which rule decides about PROTOCOL ADDRESS PORT, and why no earlier one does.

@@ -1,13 +1,15 @@
 """The JSON Schema: it comes from the types that check a policy, so it knows every key and value."""
 
+import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from agent.policy.document import APP_ENGINE_MOCKED, schema
 from agent.policy.structure import KEYS
 
 
-def objects(node: object) -> Iterator[dict[str, object]]:
+def objects(node: object) -> Iterator[dict[str, Any]]:
     """Yield every JSON object inside a schema."""
     if isinstance(node, dict):
         yield node
@@ -25,18 +27,16 @@ def test_unknown_keys_are_refused_everywhere() -> None:
 
 
 def test_the_schema_knows_the_keys_of_the_format() -> None:
-    properties = {
-        key for node in objects(schema()) if isinstance(node.get("properties"), dict) for key in node["properties"]
-    }  # type: ignore[attr-defined]
+    properties: set[str] = set()
+    for node in objects(schema()):
+        if isinstance(node.get("properties"), dict):
+            properties |= node["properties"].keys()
     assert properties == {key for keys in KEYS.values() for key in keys}
 
 
 def test_null_is_nowhere() -> None:
     """A key without a value is an error, so the schema must not offer it."""
-    assert [
-        node for node in objects(schema()) if node.get("type") == "null" or "null" in str(node.get("default"))
-    ] == []
-    assert "None" not in str(schema())
+    assert "null" not in json.dumps(schema())
 
 
 def test_required_keys() -> None:

@@ -1,5 +1,7 @@
 """The shipped policies, flow by flow: which rule decides. A row that changes changes what people rely on."""
 
+from dataclasses import replace
+
 import pytest
 
 from agent.errors import WeirError
@@ -157,8 +159,6 @@ def test_sockets() -> None:
 
 def tuple_with_lines_of(lines: Policy, rules: Policy) -> tuple[object, ...]:
     """Return the rules of one policy with the line numbers of another, to compare all but those."""
-    from dataclasses import replace
-
     return tuple(replace(rule, line=other.line) for rule, other in zip(rules.egress, lines.egress, strict=True))
 
 
