@@ -1,0 +1,83 @@
+#!/bin/bash
+# Installs what is missing on Debian 12, 13 or Ubuntu 24.04 and newer, and mounts bpffs. A second run changes nothing.
+#
+#     tests/setup.sh GROUP...        groups: run, demo, test, lint, vm
+set -eu
+
+declare -A packages=(
+	# The program: BCC's Python binding (brings libbpf and libLLVM), the filter, the kernel's UAPI headers, the environment.
+	[run]="python3-bpfcc libseccomp2 linux-libc-dev python3-venv"
+	# The test network and the two PHP programs.
+	[demo]="iproute2 nftables ethtool util-linux php-cli"
+	# Programs in C under the seccomp filter, with glibc and with musl; the layouts of bpf/abi.h by a C compiler.
+	[test]="gcc libc6-dev musl-tools"
+	[lint]="shellcheck python3-venv"
+	# Other kernels under QEMU.
+	[vm]="qemu-system-x86 kmod busybox-static debian-archive-keyring"
+)
+oldest_bcc=0.26
+
+fail() {
+	printf 'set-up: %s\n' "$1" >&2
+	exit 1
+}
+
+require_root() {
+	[ "$(id -u)" = 0 ] || fail "this needs root ($1); become root and run the same command again"
+}
+
+is_installed() {
+	[ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+candidate() {
+	apt-cache policy "$1" | sed -n 's/^ *Candidate: //p'
+}
+
+# BCC below 0.26 (Ubuntu 22.04 has 0.18) lacks maps and helpers that the programs use.
+check_bcc() {
+	local version=$1
+	case $version in '' | '(none)')
+		fail "this system's archive has no python3-bpfcc; weir runs on Debian 12 and 13 and on Ubuntu 24.04 and newer"
+		;;
+	esac
+	dpkg --compare-versions "$version" ge "$oldest_bcc" ||
+		fail "python3-bpfcc is $version here, weir needs $oldest_bcc or newer: use Debian 12, 13 or Ubuntu 24.04 and newer"
+}
+
+install_missing() {
+	local group package missing=()
+	for group in "$@"; do
+		for package in ${packages[$group]}; do
+			is_installed "$package" || missing+=("$package")
+		done
+	done
+	[ "${#missing[@]}" = 0 ] && return
+	require_root "to install ${missing[*]}"
+	echo "set-up: installing ${missing[*]}"
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get update -qq || fail "apt-get update failed: check the network and /etc/apt"
+	[[ " ${missing[*]} " != *' python3-bpfcc '* ]] || check_bcc "$(candidate python3-bpfcc)"
+	apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+		fail "apt-get could not install ${missing[*]}; what it said is above"
+}
+
+mount_bpffs() {
+	mountpoint -q /sys/fs/bpf && return
+	mount -t bpf bpf /sys/fs/bpf ||
+		fail "bpffs cannot be mounted on /sys/fs/bpf; in a container, start it privileged and with the host's /sys/fs/bpf"
+}
+
+[ $# -gt 0 ] || fail "which groups? ${!packages[*]}"
+for group in "$@"; do
+	[ -n "${packages[$group]-}" ] || fail "there is no group $group; groups: ${!packages[*]}"
+done
+command -v apt-get >/dev/null ||
+	fail "this is neither Debian nor Ubuntu; README.md lists what weir needs"
+install_missing "$@"
+case " $* " in *' run '*)
+	check_bcc "$(dpkg-query -W -f='${Version}' python3-bpfcc)"
+	require_root "BPF programs and network namespaces"
+	mount_bpffs
+	;;
+esac
