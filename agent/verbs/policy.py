@@ -16,6 +16,12 @@ from agent.policy.model import Flow, Policy, Protocol, Rule, parse_address
 
 MAX_LISTED = 20  # changed prefixes that refresh-set prints; more are counted
 
+
+def example(command: str) -> str:
+    """Return the last lines of a --help: one command to copy."""
+    return f"\b\nExample:\n  {command}"
+
+
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -24,40 +30,34 @@ def as_json_option(command: F) -> F:
     return click.option("--json", "machine", is_flag=True, help="Print JSON.")(command)
 
 
-@click.group("policy")
+@click.group("policy", epilog=example("weir policy explain --policy appengine tcp 10.0.0.1 443"))
 def policy() -> None:
     """Check, show and explain policies, without root and without touching the kernel.
 
     POLICY is the path of a file (with a / or a dot in it) or the name of a shipped policy, such as appengine.
-
-    Example: weir policy explain --policy appengine tcp 10.0.0.1 443
     """
 
 
-@policy.command("check")
+@policy.command("check", epilog=example("weir policy check ./mine.yaml appengine"))
 @click.argument("policies", nargs=-1, required=True, metavar="POLICY...")
 def check_command(policies: tuple[str, ...]) -> None:
-    """Say whether each POLICY can be used; print every problem as file:line:column.
-
-    Example: weir policy check ./mine.yaml appengine
-    """
+    """Say whether each POLICY can be used; print every problem as file:line:column."""
     check(policies)
 
 
-@policy.command("show")
+@policy.command("show", epilog=example("weir policy show appengine"))
 @click.argument("name", metavar="POLICY")
 @as_json_option
 def show_command(name: str, machine: bool) -> None:
-    """Print what POLICY means, defaults filled in and sets expanded.
-
-    Example: weir policy show appengine
-    """
+    """Print what POLICY means, defaults filled in and sets expanded."""
     loaded = find.load(name)
     click.echo(json.dumps(policy_json(loaded), indent=2) if machine else policy_text(loaded))
 
 
-@policy.command("explain")
-@click.option("--policy", "name", required=True, metavar="POLICY", help="A file, or the name of a shipped policy.")
+@policy.command(
+    "explain", epilog=example("weir policy explain --policy appengine tcp 142.250.0.1 465 --name smtp.gmail.com")
+)
+@click.option("--policy", "-p", "name", required=True, metavar="POLICY", help="A file, or a shipped policy's name.")
 @click.option("--name", "names", multiple=True, metavar="DNS", help="A name that the program resolved to ADDRESS.")
 @click.argument("protocol", type=click.Choice([protocol.value for protocol in Protocol]))
 @click.argument("address")
@@ -66,10 +66,7 @@ def show_command(name: str, machine: bool) -> None:
 def explain_command(
     *, name: str, names: tuple[str, ...], protocol: str, address: str, port: int, machine: bool
 ) -> None:
-    """Say which rule decides about PROTOCOL ADDRESS PORT, and why no earlier one does.
-
-    Example: weir policy explain --policy appengine tcp 142.250.0.1 465 --name smtp.gmail.com
-    """
+    """Say which rule decides about PROTOCOL ADDRESS PORT, and why no earlier one does."""
     try:
         number = parse_address(address)
     except ValueError as error:
@@ -79,16 +76,13 @@ def explain_command(
     click.echo(json.dumps(as_json(explanation), indent=2) if machine else as_text(explanation))
 
 
-@policy.command("schema")
+@policy.command("schema", epilog=example("weir policy schema > weir-policy.schema.json"))
 def schema_command() -> None:
-    """Print the JSON Schema of the policy format, for editors.
-
-    Example: weir policy schema > weir-policy.schema.json
-    """
+    """Print the JSON Schema of the policy format, for editors."""
     click.echo(json.dumps(schema(), indent=2))
 
 
-@policy.command("refresh-set")
+@policy.command("refresh-set", epilog=example("weir policy refresh-set google goog.json cloud.json"))
 @click.argument("name", type=click.Choice(["google"]))
 @click.argument("goog", type=click.Path(path_type=Path))
 @click.argument("cloud", type=click.Path(path_type=Path))
@@ -98,8 +92,6 @@ def refresh_set_command(name: str, goog: Path, cloud: Path, output: Path | None)
 
     Both files are published at www.gstatic.com/ipranges. Policies that are in force keep the old set until they are
     loaded again.
-
-    Example: weir policy refresh-set google goog.json cloud.json
     """
     refresh_set(name, goog, cloud, output or sets.POLICIES / "sets" / f"{name}.txt")
 

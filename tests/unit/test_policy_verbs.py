@@ -55,7 +55,7 @@ def test_help_has_an_example(name: list[str]) -> None:
 
 def test_the_example_of_each_help_is_a_command_that_exists() -> None:
     for command in [policy, *policy.commands.values()]:
-        words = (command.help or "").split("Example: weir policy ")[1].split()
+        words = (command.epilog or "").split("weir policy ")[1].split()
         assert isinstance(policy.get_command(click.Context(policy), words[0]), click.Command)
 
 
