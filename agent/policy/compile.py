@@ -1,4 +1,4 @@
-"""Policy → Tables, purely: what the kernel programs look up. bpf/abi.h gives the bytes.
+"""Policy → Tables, purely. agent/kernel/tables.py turns them into the maps that bpf/abi.h describes.
 
 One longest-prefix match on the destination selects an entry; the entry's clauses, read in order, give the verdict.
 For each prefix that occurs in the policy the entry holds the clauses of every rule that contains the prefix, so the
@@ -25,8 +25,9 @@ from agent.policy.model import (
     Verdict,
 )
 
-# The limits are those of bpf/abi.h, where each has its reason.
-MAX_RULES = 512
+MAX_RULES = 512  # bpf/abi.h: counters and events name a rule by its index
+# Everything that a user can grow has a limit. These keep a policy version within tens of megabytes of kernel memory (a
+# node of an LPM trie takes some hundred bytes, and one clause may become sixty of them) and its compilation in seconds.
 MAX_CLAUSES = 4096
 MAX_LIST = 128
 MAX_PREFIXES = 262144
