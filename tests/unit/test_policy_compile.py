@@ -16,12 +16,14 @@ from agent.policy.compile import (
     Tables,
     compile_policy,
     evaluate,
+    narrower,
 )
 from agent.policy.decide import decide, destination
 from agent.policy.model import (
     BOTH_PROTOCOLS,
     IPV4_MAPPED,
     Action,
+    Destination,
     Flow,
     Mode,
     Policy,
@@ -105,6 +107,21 @@ def test_entries_keep_their_promises(chosen: Policy) -> None:
 def test_destination_class_does_not_depend_on_the_policy(address: int) -> None:
     flow = Flow(Protocol.TCP, address, 443)
     assert evaluate(compile_policy(policy()), flow)[1] is destination(address)
+
+
+@pytest.mark.parametrize(
+    ("outer", "own", "kind"),
+    [
+        ("public", None, "public"),
+        ("public", "private", "private"),
+        ("private", None, "private"),
+        ("private", "loopback", "loopback"),
+        ("loopback", "private", "loopback"),
+    ],
+)
+def test_a_class_inside_another(outer: str, own: str | None, kind: str) -> None:
+    """As `destination` has it: an address in both sets is loopback, whichever prefix is longer."""
+    assert narrower(Destination(outer), None if own is None else Destination(own)) is Destination(kind)
 
 
 def test_printed_tables() -> None:
