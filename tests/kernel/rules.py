@@ -31,7 +31,7 @@ APPENGINE = Sockets(
 )
 """Outbound only, nothing bound, no socket from elsewhere; what `policy` starts from."""
 
-OPEN = {"listen": Action.ALLOW, "bind": Bind.ALLOW}
+OPEN: dict[str, Any] = {"listen": Action.ALLOW, "bind": Bind.ALLOW}
 """Keywords for `policy`: a server's."""
 
 
