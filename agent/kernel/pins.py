@@ -80,6 +80,17 @@ class Pins:
             for directory in (self.maps, self.programs, self.links):
                 directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
+    def remove_unfinished(self) -> None:
+        """Remove the maps and programs of a load or unload that was killed, unless something is still attached.
+
+        BCC takes a pinned map as it finds it, whatever its size and contents.
+        """
+        if any(self.links.iterdir()):
+            return
+        with explained(f"remove what a killed load left in {self.base}"):
+            for pin in [*self.programs.iterdir(), *self.maps.iterdir()]:
+                pin.unlink()
+
     def remove(self) -> None:
         """Remove every pin: links first, so that no program stays attached without its maps."""
         with explained(f"remove {self.root}"):
