@@ -13,6 +13,11 @@ from agent.cgroups import tree
 from agent.kernel.pins import Pins
 
 
+def pins_of(environment: Mapping[str, str] = os.environ) -> Pins:
+    """Where the pins are: WEIR_PINS, or the usual place."""
+    return Pins(Path(environment.get("WEIR_PINS", Pins.root)))
+
+
 @dataclass(frozen=True)
 class Place:
     """``slice`` is the cgroup whose children `weir run` makes; ``root`` is the cgroup2 mount."""
@@ -28,8 +33,7 @@ class Place:
         Raises WeirError when cgroup2 is not mounted.
         """
         root = tree.mount()
-        pins = Pins(Path(environment.get("WEIR_PINS", "/sys/fs/bpf/weir")))
-        return cls(pins, root, root / environment.get("WEIR_SLICE", "weir"))
+        return cls(pins_of(environment), root, root / environment.get("WEIR_SLICE", "weir"))
 
     def living(self) -> dict[int, Path]:
         """Every cgroup that there is: id → directory."""

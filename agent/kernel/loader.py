@@ -72,13 +72,7 @@ def compile_and_load(folder: Path, program: str, flags: tuple[str, ...]) -> Mapp
     """
     with source.header_tree(folder) as tree:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
-        try:
-            from bcc import BPF
-        except ImportError as e:
-            raise WeirError(
-                f"BCC's Python binding cannot be imported: {e}",
-                "Install Debian's: apt-get install python3-bpfcc (never the package bcc of PyPI, another library)",
-            ) from e
+        BPF = binding().BPF
         with captured_stderr() as log:
             try:
                 module = BPF(text=program, cflags=list(flags))
@@ -96,6 +90,26 @@ def compile_and_load(folder: Path, program: str, flags: tuple[str, ...]) -> Mapp
                 descriptors[name] = function.fd
     keep.append(module)
     return descriptors
+
+
+def binding() -> Any:
+    """The module bcc.
+
+    Raises WeirError when it, or the library below it, is not installed, or is another of the same name.
+    """
+    try:
+        import bcc
+    except (ImportError, OSError) as e:
+        raise WeirError(
+            f"BCC's Python binding cannot be imported: {e}",
+            "Install Debian's: apt-get install python3-bpfcc (never the package bcc of PyPI, another library)",
+        ) from e
+    if not hasattr(bcc, "BPF"):
+        raise WeirError(
+            f"the module bcc at {bcc.__file__} is not the BPF Compiler Collection",
+            "Remove it, and install Debian's: apt-get install python3-bpfcc",
+        )
+    return bcc
 
 
 keep: list[Any] = []
