@@ -66,16 +66,22 @@ def detach(cgroup: str, as_json: bool) -> int:
     kernel = PinnedKernel(place.pins)
     try:
         with place.locked():
-            enrolment = kernel.enrolments().get(number) if kernel.is_loaded() else None
-            if enrolment is None:
+            if not kernel.is_loaded() or number not in {**kernel.enrolments(), **kernel.attached()}:
                 raise WeirError(f"{cgroup} is under no policy of its own", "See which are: weir status")
+            enrolment = kernel.enrolments().get(number)
             controller = Controller(kernel, place.root)
-            controller.withdraw(number)
+            if enrolment:
+                controller.withdraw(number)
             controller.release(number)
-            counters, _ = controller.totals(enrolment.slot)
+            counters = controller.totals(enrolment.slot)[0] if enrolment else None
+            needed = number in kernel.attached()
     finally:
         kernel.close()
-    if as_json:
+    if counters is None:  # attached by `weir load --attach-root`, or by a command that was killed
+        if needed:
+            raise WeirError(f"cgroups below {cgroup} need the programs that are attached to it", "Detach them first.")
+        print(f"{cgroup} was under no policy; weir's programs are detached from it")
+    elif as_json:
         print(json.dumps({"cgroup": cgroup, "bytes": counters.bytes, "packets": counters.packets}))
     else:
         print(f"{cgroup} detached; it sent " + "; ".join(f"{kind} {n:,} B" for kind, n in counters.bytes.items()))
