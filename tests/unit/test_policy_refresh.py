@@ -44,6 +44,12 @@ def test_prefixes_of_a_span(first: int, last: int) -> None:
     assert all(prefix.address % (1 << (128 - prefix.length)) == 0 for prefix in result)
 
 
+def test_prefixes_that_touch_are_joined() -> None:
+    """The shipped file would else depend on how the publisher happens to cut the ranges."""
+    halves = [Prefix.parse("10.0.0.0/9"), Prefix.parse("10.128.0.0/9")]
+    assert difference(halves, []) == (Prefix.parse("10.0.0.0/8"),)
+
+
 def test_the_edges_of_the_address_space() -> None:
     everything = Prefix(0, 0)
     assert difference([everything], []) == (everything,)
