@@ -1,0 +1,73 @@
+"""Figures → RESULTS.md."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.bench.clients import WORKLOADS, Samples
+from tests.bench.figures import BARE, EMPTY, OUTSIDE, figure, weir
+from tests.bench.once import Cost, middle
+from tests.bench.place import PREFIXES
+
+FILE = Path(__file__).with_name("RESULTS.md")
+
+HEAD = """\
+# What weir costs
+
+Written by `make bench`. {when}, Linux {kernel}, {cores} cores of {model}, load average {load}; {turns} turns for each number.
+
+Nanoseconds of CPU time for one operation of a C client (`client.c`), server included where there is one, all on one core;
+time that other processes take does not count. The ways to run follow each other in random order every few milliseconds,
+with fresh processes in each round; *added* is the median of the differences to the way without weir in the same turn, with
+twice its standard error; *to floor* is that divided by what the empty programs add. "Without weir" runs with nothing of
+ours attached anywhere. "Empty programs" are `return 1` on every hook that weir uses. Datagrams leave by a link whose other
+end is down: the device drops them after every hook has run, so no receiver is measured. TCP goes over a veth pair to a
+server outside the cgroup, which takes the connections after each batch, so that no wake-up is measured. Destinations are
+allowed by the last word of the policy, its default. The prefixes are denied ones; half lie close around the destinations.
+The programs, weir's and the empty ones, are compiled and loaded {loads} times: where one load puts the code in memory makes
+up to 30 ns of difference for the same program.
+
+Budgets: added to floor at most 1.5 (aim 1.25); a stream at most 1.01 times (throughput 0.99); 100,000 prefixes at most 1.1
+times what 10 cost; outside no measurable cost.
+"""
+
+
+def processor() -> str:
+    """The processor's name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def text(samples: Samples, costs: Sequence[Cost], loads: int) -> str:
+    """The whole file."""
+    turns = len(next(iter(samples.values())))
+    parts = [
+        HEAD.format(
+            when=datetime.date.today().isoformat(),
+            kernel=platform.release(),
+            cores=os.cpu_count(),
+            model=processor(),
+            load=f"{os.getloadavg()[0]:.1f}",
+            turns=turns,
+            loads=loads,
+        )
+    ]
+    for workload in WORKLOADS:
+        parts.append(f"\n## {workload.name}\n\n| way to run | median | min to max | added | ratio | to floor |\n|---|---|---|---|---|---|\n")
+        for arm in (BARE, OUTSIDE, EMPTY, *(weir(prefixes) for prefixes in PREFIXES)):
+            f = figure(samples, workload.name, arm)
+            row = f"| {arm} | {f.median:,.0f} | {f.least:,.0f} to {f.most:,.0f} |"
+            compared = "| | |" if arm == BARE else f" {f.added:+,.0f} ± {f.error:,.0f} | {f.ratio:.3f} |"
+            to_floor = "|" if arm in (BARE, OUTSIDE) else f" {f.to_floor:.2f} |"
+            parts.append(f"{row}{compared}{to_floor}\n")
+        few, many = (figure(samples, workload.name, weir(n)).median for n in (PREFIXES[0], PREFIXES[-1]))
+        parts.append(f"\nGrowth from {PREFIXES[0]} to {PREFIXES[-1]:,} prefixes: {many / few:.3f} times.\n")
+    parts.append("\n## Paid once\n\n| what | median (min to max) | |\n|---|---|---|\n")
+    parts += [f"| {cost.name} | {middle(cost)} | {cost.note} |\n" for cost in costs]
+    return "".join(parts)

@@ -1,0 +1,24 @@
+"""The benchmark runs from end to end and leaves nothing behind. No time is asserted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests import need
+
+_ROOT = Path(__file__).resolve().parents[2]
+_SHORT = ("--rounds=1", "--turns=2", "--loads=1", "--times=1", "--cgroups=3")
+
+
+def test_the_benchmark_runs(tmp_path: Path) -> None:
+    need.root()
+    need.command("gcc")
+    need.command("bpftool")
+    output = tmp_path / "results.md"
+    subprocess.run([sys.executable, "-m", "tests.bench", *_SHORT, f"--output={output}"], cwd=_ROOT, check=True)
+    text = output.read_text()
+    assert text.count("| empty programs |") == 5
+    assert "nan" not in text
+    assert not list(Path("/sys/fs/bpf").glob("weir-bench-*"))
