@@ -40,15 +40,15 @@ clean:
 setup: setup-run .venv/installed
 
 setup-run:
-	@tests/setup.sh run
+	@tests/setup.sh venv run
 setup-demo:
-	@tests/setup.sh run demo
+	@tests/setup.sh venv run demo
 setup-test:
-	@tests/setup.sh run demo test lint
+	@tests/setup.sh venv run demo test lint
 setup-lint:
-	@tests/setup.sh lint
+	@tests/setup.sh venv lint
 setup-vm:
-	@tests/setup.sh run demo test vm
+	@tests/setup.sh venv run demo test vm
 
 # pip takes indexes and proxies from the machine's own configuration.
 .venv/installed: pyproject.toml

@@ -1,17 +1,18 @@
 #!/bin/bash
 # Installs what is missing on Debian 12, 13 or Ubuntu 24.04 and newer, and mounts bpffs. A second run changes nothing.
 #
-#     tests/setup.sh GROUP...        groups: run, demo, test, lint, vm
+#     tests/setup.sh GROUP...        groups: venv, run, demo, test, lint, vm
 set -eu
 
 declare -A packages=(
-	# The program: BCC's Python binding (brings libbpf and libLLVM), the filter, the kernel's UAPI headers, the environment.
-	[run]="python3-bpfcc libseccomp2 linux-libc-dev python3-venv"
+	[venv]="python3-venv"
+	# The program: BCC's Python binding (brings libbpf and libLLVM), the filter, the kernel's UAPI headers.
+	[run]="python3-bpfcc libseccomp2 linux-libc-dev"
 	# The test network and the two PHP programs.
 	[demo]="iproute2 nftables ethtool util-linux php-cli"
 	# Programs in C under the seccomp filter, with glibc and with musl; the layouts of bpf/abi.h by a C compiler.
 	[test]="gcc libc6-dev musl-tools"
-	[lint]="shellcheck python3-venv"
+	[lint]="shellcheck"
 	# Other kernels under QEMU.
 	[vm]="qemu-system-x86 kmod busybox-static debian-archive-keyring"
 )
