@@ -48,12 +48,22 @@ class PinnedKernel:
 
     def build(self) -> Build | None:
         """What is loaded, None when nothing (or not all) is."""
-        if not (self._pins.maps / "config").exists() or not all((self._pins.programs / name).exists() for name in abi.PROGRAMS):
+        pins = [self._pins.maps / "config", *(self._pins.programs / name for name in abi.PROGRAMS)]
+        if not all(self._is_there(pin) for pin in pins):
             return None
         config = self._config()
         if not config.build:
             return None
         return Build(config.build, bool(config.has_retval), libbpf.map_info(self._map("cgroups")).max_entries)
+
+    def _is_there(self, pin: Path) -> bool:
+        """Not Path.exists: that answers False to those who may not look, in some versions of Python."""
+        with explained(f"look into {self._pins.root}"):
+            try:
+                pin.stat()
+            except FileNotFoundError:
+                return False
+            return True
 
     def _config(self) -> abi.Config:
         config = abi.Config()
