@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.cgroups import tree
-from agent.kernel.pins import Pins
+from agent.kernel import libbpf
+from agent.kernel.pins import Pins, explained
 
 
 def pins_of(environment: Mapping[str, str] = os.environ) -> Pins:
@@ -45,10 +46,20 @@ class Place:
 
         The lock is on the directory of the pins and goes with the process.
         """
-        self.pins.make()
-        fd = os.open(self.pins.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with explained("use BPF"):
+            libbpf.require_privilege()
+        fd = self._lock()
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
             os.close(fd)
+
+    def _lock(self) -> int:
+        while True:
+            self.pins.make()
+            with explained(f"lock {self.pins.root}"):
+                fd = os.open(self.pins.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if self.pins.root.exists() and os.path.samestat(os.fstat(fd), self.pins.root.stat()):
+                return fd
+            os.close(fd)  # who held the lock has unloaded: this is the lock of a directory that is gone

@@ -119,6 +119,11 @@ def map_create(kind: int, name: str, key: int, value: int, entries: int, flags: 
     return _call("bpf_map_create", kind, name.encode(), key, value, entries, c.byref(options))
 
 
+def require_privilege() -> None:
+    """Raise PermissionError unless this process may make maps that need CAP_BPF, by making one."""
+    os.close(map_create(BPF_MAP_TYPE_LPM_TRIE, "privilege", 8, 4, 1, BPF_F_NO_PREALLOC))
+
+
 def update(fd: int, key: Any, value: Any, flags: int = BPF_ANY) -> None:
     """One element; for a per-CPU map the value is an array, one item per possible CPU."""
     _call("bpf_map_update_elem", fd, c.byref(key), c.byref(value), c.c_uint64(flags))

@@ -73,12 +73,21 @@ class Pins:
     def make(self) -> None:
         """Make the directories.
 
-        Raises WeirError when bpffs is not mounted there.
+        Raises WeirError when bpffs is not mounted there, or someone else made them: a bpffs mounted without options
+        lets everyone make directories.
         """
         require_bpffs(self.root)
         with explained(f"make {self.base}"):
-            for directory in (self.maps, self.programs, self.links):
-                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # The root, too, is for weir alone: who can open it could hold the lock on it for ever.
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            owner = self.root.stat().st_uid
+            if owner != os.geteuid():
+                raise WeirError(
+                    f"{self.root} belongs to user {owner}, who could change the rules",
+                    f"Find out who made it, then: rm -r {self.root}",
+                )
+            for directory in (self.base, self.maps, self.programs, self.links):
+                directory.mkdir(exist_ok=True, mode=0o700)
 
     def remove_unfinished(self) -> None:
         """Remove the maps and programs of a load or unload that was killed, unless something is still attached.
