@@ -1,14 +1,30 @@
 """The seccomp filter itself: the only file that imports pyseccomp (libseccomp)."""
 
 from collections.abc import Sequence
-
-import pyseccomp
+from functools import lru_cache
+from typing import Any
 
 from agent.errors import WeirError
 from agent.seccomp.rules import Deny
 
 # Other architectures may reach sockets through socketcall(2), whose arguments lie in memory that a filter cannot read.
-_ARCHITECTURES = (pyseccomp.Arch.X86_64, pyseccomp.Arch.AARCH64)
+_ARCHITECTURES = ("X86_64", "AARCH64")
+
+
+@lru_cache(maxsize=1)
+def library() -> Any:
+    """The module pyseccomp, which looks for libseccomp when it is imported: not before a filter is wanted.
+
+    Raises WeirError when either is not installed.
+    """
+    try:
+        import pyseccomp
+    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: its own word for no libseccomp
+        raise WeirError(
+            f"libseccomp cannot be loaded: {error}.",
+            "Install it: apt-get install libseccomp2. `weir attach` needs none.",
+        ) from error
+    return pyseccomp
 
 
 class Filter:
@@ -19,7 +35,8 @@ class Filter:
 
     def __init__(self, rules: Sequence[Deny]) -> None:
         """Build the filter; raises WeirError when this machine's libseccomp cannot express the rules."""
-        if pyseccomp.system_arch() not in _ARCHITECTURES:
+        pyseccomp = library()
+        if pyseccomp.system_arch() not in [getattr(pyseccomp.Arch, name) for name in _ARCHITECTURES]:
             raise WeirError(
                 "The seccomp filter is only known to be complete on x86_64 and arm64.",
                 "Run the program on such a machine, or in a cgroup with `weir attach`, which needs no seccomp.",
