@@ -152,11 +152,13 @@ class Box:
 
     def start(self, job: Callable[[Link], object]) -> Any:
         """Run a job in the box beside the test, as a context manager that gives the link to it."""
-        return fork(lambda link: self._inside(job, link), self.join)
+        inside = self.world.client() if self.world else nullcontext()
 
-    def _inside(self, job: Callable[[Link], object], link: Link) -> object:
-        with self.world.client() if self.world else nullcontext():
-            return job(link)
+        def enter() -> None:
+            self.join()
+            inside.__enter__()  # never left: the job may have given up the right to go back
+
+        return fork(job, enter)
 
     def join(self) -> None:
         """Move the calling process into the box."""
@@ -262,10 +264,12 @@ def remove_cgroup(path: Path) -> None:
 
 
 def errno_of(job: Callable[[], object]) -> int:
-    """Call a function; 0, or the errno of the OSError that it raised."""
+    """Call a function; 0, or the errno of the OSError that it raised, ETIMEDOUT for a socket's own time limit."""
     try:
         job()
     except OSError as error:
+        if isinstance(error, TimeoutError):
+            return errno.ETIMEDOUT
         if error.errno is None:
             raise
         return error.errno

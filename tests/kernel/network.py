@@ -1,12 +1,18 @@
-"""What tests do to the network of a World beyond its own methods: clients in the peer's namespace, limits of the link."""
+"""What tests do with a World's network beyond its own methods: clients in the peer's namespace, silence, the link's limits."""
 
 from __future__ import annotations
 
 import socket
 import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from tests.servers import transparent
 from tests.world import LINK, World
+
+T = TypeVar("T")
 
 GSO_MAX_SIZE = {socket.AF_INET: 63, socket.AF_INET6: 41}  # IFLA_GSO_IPV4_MAX_SIZE, IFLA_GSO_MAX_SIZE: linux/if_link.h
 UNLIMITED = 65536
@@ -28,6 +34,31 @@ def from_peer(world: World, source: str, kind: socket.SocketKind, port: int = 0)
     made.settimeout(10)
     made.bind((source, port))
     return made
+
+
+def quiet(read: Callable[[], T]) -> T:
+    """Read until nothing changes: late acknowledgements are on their way."""
+    last = read()
+    while True:
+        time.sleep(0.1)
+        now = read()
+        if now == last:
+            return now
+        last = now
+
+
+@contextmanager
+def silence(world: World) -> Iterator[None]:
+    """Assert that no packet at all leaves the client meanwhile."""
+    before = quiet(world.counters)
+    yield
+    assert quiet(world.counters) == before, "packets left the client"
+
+
+def heard(world: World, address: str, port: int, protocol: str = "udp") -> int:
+    """How many datagrams or connections have reached the servers at one destination."""
+    wanted = (protocol, address, port)
+    return quiet(lambda: sum(r.count for r in world.received() if (r.protocol, r.address, r.port) == wanted))
 
 
 def set_gso_max_size(world: World, family: socket.AddressFamily, size: int) -> None:

@@ -16,19 +16,16 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from agent.kernel.abi import Hook, Reason
 from tests import addresses, need
 from tests.kernel.cage import Box, Cage, Link, Refusal, errno_of
-from tests.kernel.network import UNLIMITED, family_of, from_peer, set_gso_max_size
+from tests.kernel.network import UNLIMITED, family_of, from_peer, quiet, set_gso_max_size
 from tests.kernel.rules import OPEN, deny, policy
 from tests.servers import SINK_PORT
 from tests.world import CLIENT, CLIENT6, Count, Side, World
-
-T = TypeVar("T")
 
 _ROOT = Path(__file__).resolve().parents[2]
 PUBLIC = (addresses.PUBLIC, addresses.PUBLIC6)
@@ -52,17 +49,6 @@ def sender(cage: Cage, wire: World) -> Iterator[Box]:
     with cage.box(wire) as made:
         made.enrol(policy())
         yield made
-
-
-def quiet(read: Callable[[], T]) -> T:
-    """Read until nothing changes: late acknowledgements are on their way."""
-    last = read()
-    while True:
-        time.sleep(0.1)
-        now = read()
-        if now == last:
-            return now
-        last = now
 
 
 def stream(address: str, size: int = STREAM, write: int = 1 << 20, pause: float = 0) -> None:
