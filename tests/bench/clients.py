@@ -111,6 +111,7 @@ def measure(
     rng = random.Random(rounds)
     for _ in range(rounds):
         for workload in WORKLOADS:
+            attach(True)  # the clients' sockets must have an owner: weir refuses one made outside to a cgroup born under it
             with _clients(binary, world, workload, arms, core) as clients:
                 for client in clients.values():
                     client.batch()  # warms caches
