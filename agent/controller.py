@@ -16,7 +16,7 @@ from agent.errors import WeirError
 from agent.kernel.abi import MAX_LEVEL, MAX_POLICIES, PROGRAMS, Flag
 from agent.kernel.seam import Counters, Enrolment, Kernel, Refused, RuleName, Version
 from agent.policy.compile import Tables, compile_policy
-from agent.policy.model import Action, Bind, Family, Mode, Options, Policy, Protocol
+from agent.policy.model import Action, Bind, Family, Mode, Policy, Protocol, Unenforced
 
 
 def flags_of(policy: Policy) -> Flag:
@@ -32,9 +32,9 @@ def flags_of(policy: Policy) -> Flag:
         Flag.INET6: Family.INET6 in sockets.families,
         Flag.TCP: Protocol.TCP in sockets.protocols,
         Flag.UDP: Protocol.UDP in sockets.protocols,
-        Flag.WANTS_NAMES: any(rule.names for rule in policy.egress),
-        Flag.WANTS_OPTIONS: sockets.options != Options(mock=(), others=Action.ALLOW),
-        Flag.WANTS_IDLE: sockets.idle_timeout is not None,
+        Flag.WANTS_NAMES: Unenforced.NAMES in policy.unenforced(),
+        Flag.WANTS_OPTIONS: Unenforced.OPTIONS in policy.unenforced(),
+        Flag.WANTS_IDLE: Unenforced.IDLE in policy.unenforced(),
     }
     result = Flag(0)
     for flag, holds in wanted.items():

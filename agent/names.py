@@ -7,6 +7,7 @@ from pathlib import Path
 
 from agent.kernel.abi import Flag, Reason
 from agent.kernel.seam import Refused, Version
+from agent.policy.model import Unenforced
 
 REASONS = {
     Reason.RULE: "destination denied",
@@ -50,17 +51,14 @@ def mode(flags: Flag) -> str:
 
 
 def not_in_force(flags: Flag) -> list[str]:
-    """Parts of the policy that this release reads but no layer enforces, in plain sentences."""
-    sentences = {
-        Flag.WANTS_NAMES: "destination names: rules that name a DNS name match no address, so what only they allow "
-        "is judged by the rules after them",
-        Flag.WANTS_OPTIONS: "socket options: every option works as if weir were not there",
-        Flag.WANTS_IDLE: "idleTimeout: idle sockets are not reclaimed",
+    """Parts of the policy with these flags that no layer enforces yet, in plain sentences."""
+    wanted = {
+        Unenforced.NAMES: bool(flags & Flag.WANTS_NAMES),
+        Unenforced.OPTIONS: bool(flags & Flag.WANTS_OPTIONS),
+        Unenforced.IDLE: bool(flags & Flag.WANTS_IDLE),
+        Unenforced.LSM: not (flags & Flag.LISTEN and flags & Flag.TRANSFER),
     }
-    found = [sentence for flag, sentence in sentences.items() if flags & flag]
-    if not flags & Flag.TRANSFER:
-        found.append("LSM: a TCP socket that was connected before it came into the container can still send")
-    return found
+    return [part.value for part, holds in wanted.items() if holds]
 
 
 def cgroup_name(path: Path | None, root: Path, number: int) -> str:

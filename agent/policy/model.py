@@ -176,6 +176,18 @@ class Sockets:
     options: Options
 
 
+class Unenforced(str, Enum):
+    """Parts of a policy that are read and explained, and enforced by a later release; the value says what that means."""
+
+    NAMES = "Destination names are not in force: a rule's DNS names match no address, so what only they allow is refused."
+    OPTIONS = "Socket options are not in force: every option works as if weir were not there."
+    IDLE = "idleTimeout is not in force: idle sockets are never reclaimed."
+    LSM = (
+        "The LSM layer is not in force: a process without weir's seccomp filter can call listen(), and a TCP socket that "
+        "came into the container connected can still send."
+    )
+
+
 @dataclass(frozen=True)
 class Policy:
     """A whole policy. ``source`` is the file's name, ``sha256`` the hex digest of its bytes, ``text`` what it says."""
@@ -189,24 +201,15 @@ class Policy:
     sha256: str
     text: str
 
-    def not_in_force(self) -> tuple[str, ...]:
-        """Return one plain sentence for each part of this policy that this release reads but does not enforce."""
-        sentences = []
-        named = [rule.name for rule in self.egress if rule.names]
-        if named:
-            sentences.append(
-                f"Destination names are not in force: the kernel matches {', '.join(named)} by address only."
-            )
-        if self.sockets.options != Options(mock=(), others=Action.ALLOW):
-            sentences.append("Socket options (spec.sockets.options) are not in force: every option works.")
-        if self.sockets.idle_timeout is not None:
-            sentences.append("idleTimeout is not in force: idle sockets are never reclaimed.")
-        if Action.DENY in (self.sockets.listen, self.sockets.transfer):
-            sentences.append(
-                "The LSM layer is not in force: listen() and descriptor passing themselves are not refused to a "
-                "process that weir run did not start, and a TCP socket that was inherited connected can still send."
-            )
-        return tuple(sentences)
+    def unenforced(self) -> tuple["Unenforced", ...]:
+        """Return the parts of this policy that this release reads but no layer enforces."""
+        wanted = {
+            Unenforced.NAMES: any(rule.names for rule in self.egress),
+            Unenforced.OPTIONS: self.sockets.options != Options(mock=(), others=Action.ALLOW),
+            Unenforced.IDLE: self.sockets.idle_timeout is not None,
+            Unenforced.LSM: Action.DENY in (self.sockets.listen, self.sockets.transfer),
+        }
+        return tuple(part for part, holds in wanted.items() if holds)
 
 
 @dataclass(frozen=True)

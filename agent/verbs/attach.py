@@ -48,8 +48,8 @@ def attach(cgroup: str, policy: str) -> int:
         kernel.close()
     print(f"{names.cgroup_name(path, place.root, 0)} is under policy {ready.version.name}")
     for sentence in names.not_in_force(ready.version.flags):
-        print(f"weir: not in force yet: {sentence}", file=sys.stderr)
-    print("weir: no seccomp filter: listen() and sockets that are not inet are not refused here", file=sys.stderr)
+        print(f"weir: {sentence}", file=sys.stderr)
+    print("weir: No seccomp filter: sockets that are neither inet nor inet6 are not refused here.", file=sys.stderr)
     return 0
 
 

@@ -107,8 +107,8 @@ def check(policies: tuple[str, ...]) -> None:
             failures.append(error)
             continue
         click.echo(f"{loaded.source}: {loaded.name}: {len(loaded.egress)} rules, {entries} table entries: ok")
-        for sentence in loaded.not_in_force():
-            click.echo(f"  note: {sentence}")
+        for part in loaded.unenforced():
+            click.echo(f"  note: {part.value}")
     if failures:
         hints = dict.fromkeys(error.hint for error in failures)
         raise WeirError("\n".join(error.message for error in failures), " ".join(hints))
@@ -150,7 +150,7 @@ def policy_json(loaded: Policy) -> dict[str, object]:
         "egress": [rule_json(rule) for rule in loaded.egress],
         "default": loaded.default.value,
         "tables": {"entries": len(tables.entries), "clauses": len(tables.clauses)},
-        "notInForce": list(loaded.not_in_force()),
+        "notInForce": [part.value for part in loaded.unenforced()],
     }
 
 
@@ -186,7 +186,7 @@ def policy_text(loaded: Policy) -> str:
     rows.append(("", "default", loaded.default.value, "any", "any", "any"))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines += ["  " + "  ".join([*map(str.ljust, row, widths), row[5]]) for row in rows]
-    lines += [f"note: {sentence}" for sentence in loaded.not_in_force()]
+    lines += [f"note: {part.value}" for part in loaded.unenforced()]
     return "\n".join(lines)
 
 

@@ -56,7 +56,7 @@ def run(policy: str, user: str | None, inherit_fds: bool, as_json: bool, quiet: 
         check_inherited()
     if not quiet and not as_json:
         for sentence in names.not_in_force(ready.version.flags):
-            print(f"weir: not in force yet: {sentence}", file=sys.stderr)
+            print(f"weir: {sentence}", file=sys.stderr)
     summary = run_command(Place.here(), ready, start)
     if not quiet:
         print(json.dumps(as_data(summary)) if as_json else as_text(summary), file=sys.stderr, flush=True)

@@ -118,12 +118,12 @@ def seccomp(path: Path) -> tuple[int, int]:
 def not_covered(flags: Flag, hooks: bool, unfiltered: bool, has_policy: bool) -> list[str]:
     """What the layers in force leave open, in plain sentences."""
     if not hooks:
-        return ["EVERYTHING: the programs are not attached to this cgroup or a parent of it"]
+        return ["EVERYTHING: the programs are not attached to this cgroup or a parent of it."]
     if not has_policy:
         return []
     open_ends = names.not_in_force(flags)
     if unfiltered:
-        open_ends.insert(0, "seccomp: processes without a filter can listen() and open sockets that are not inet")
+        open_ends.insert(0, "Processes without a seccomp filter can open sockets that are neither inet nor inet6.")
     return open_ends
 
 
