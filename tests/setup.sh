@@ -10,8 +10,9 @@ declare -A packages=(
 	[run]="python3-bpfcc libseccomp2 linux-libc-dev"
 	# The test network and the two PHP programs.
 	[demo]="iproute2 nftables ethtool util-linux php-cli"
-	# Programs in C under the seccomp filter, with glibc and with musl; the layouts of bpf/abi.h by a C compiler.
-	[test]="gcc libc6-dev musl-tools"
+	# Programs in C under the seccomp filter, with glibc and with musl; the layouts of bpf/abi.h by a C compiler; the
+	# memory of maps. With a question mark: only where the archive has it; Ubuntu 24.04 has no package bpftool.
+	[test]="gcc libc6-dev musl-tools bpftool?"
 	[lint]="shellcheck"
 	# Other kernels under QEMU.
 	[vm]="qemu-system-x86 kmod busybox-static debian-archive-keyring"
@@ -47,18 +48,26 @@ check_bcc() {
 }
 
 install_missing() {
-	local group package missing=()
-	for group in "$@"; do
-		for package in ${packages[$group]}; do
-			is_installed "$package" || missing+=("$package")
-		done
+	local package missing=() found=()
+	export DEBIAN_FRONTEND=noninteractive
+	for package in "$@"; do
+		[[ $package = *'?' ]] || is_installed "$package" || missing+=("$package")
 	done
+	if [ "${#missing[@]}" != 0 ]; then
+		require_root "to install ${missing[*]}"
+		apt-get update -qq || fail "apt-get update failed: check the network and /etc/apt"
+		[[ " ${missing[*]} " != *' python3-bpfcc '* ]] || check_bcc "$(candidate python3-bpfcc)"
+	fi
+	for package in "$@"; do
+		[[ $package = *'?' ]] || continue
+		package=${package%'?'}
+		is_installed "$package" && continue
+		case $(candidate "$package") in '' | '(none)') ;; *) found+=("$package") ;; esac
+	done
+	missing+=("${found[@]}")
 	[ "${#missing[@]}" = 0 ] && return
 	require_root "to install ${missing[*]}"
 	echo "set-up: installing ${missing[*]}"
-	export DEBIAN_FRONTEND=noninteractive
-	apt-get update -qq || fail "apt-get update failed: check the network and /etc/apt"
-	[[ " ${missing[*]} " != *' python3-bpfcc '* ]] || check_bcc "$(candidate python3-bpfcc)"
 	apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
 		fail "apt-get could not install ${missing[*]}; what it said is above"
 }
@@ -69,13 +78,15 @@ mount_bpffs() {
 		fail "bpffs cannot be mounted on /sys/fs/bpf; in a container, start it privileged and with the host's /sys/fs/bpf"
 }
 
-[ $# -gt 0 ] || fail "which groups? ${!packages[*]}"
+wanted=()
 for group in "$@"; do
 	[ -n "${packages[$group]-}" ] || fail "there is no group $group; groups: ${!packages[*]}"
+	read -ra names <<<"${packages[$group]}"
+	wanted+=("${names[@]}")
 done
 command -v apt-get >/dev/null ||
 	fail "this is neither Debian nor Ubuntu; README.md lists what weir needs"
-install_missing "$@"
+install_missing "${wanted[@]}"
 case " $* " in *' run '*)
 	check_bcc "$(dpkg-query -W -f='${Version}' python3-bpfcc)"
 	require_root "BPF programs and network namespaces"
