@@ -7,7 +7,7 @@ uses it, programs are attached before a cgroup is enrolled, and enrolling, switc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,60 +96,71 @@ class Controller:
         return None
 
     def enrol(self, cgroup: Path, policy: Compiled, how: Flag = Flag(0)) -> Enrolment:
-        """Put a cgroup under a policy, or switch it to another.
+        """Put one cgroup under a policy, or switch it to another; see ``enrol_all``."""
+        return self.enrol_all([cgroup], policy, how)[0]
 
-        ``how``: BORN when it has had no process yet, RUN when it is one of `weir run`'s; a switch keeps them.
+    def enrol_all(self, cgroups: Sequence[Path], policy: Compiled, how: Flag = Flag(0)) -> list[Enrolment]:
+        """Put cgroups under a policy, or switch them to another: one map write each.
 
-        Raises WeirError; then nothing has changed for the cgroup.
+        ``how``: BORN when they have had no process yet, RUN when they are `weir run`'s; a switch keeps them.
+
+        Raises WeirError; each cgroup is then as it was before, or under the new policy.
         """
-        depth = tree.level(cgroup, self._root)
-        if depth > MAX_LEVEL:
-            raise WeirError(
-                f"{cgroup} lies {depth} levels deep; the programs find cgroups up to level {MAX_LEVEL}",
-                "Enrol one of its parents.",
-            )
-        cgroup_id = tree.cgroup_id(cgroup)
+        for cgroup in cgroups:
+            depth = tree.level(cgroup, self._root)
+            if depth > MAX_LEVEL:
+                raise WeirError(
+                    f"{cgroup} lies {depth} levels deep; the programs find cgroups up to level {MAX_LEVEL}",
+                    "Enrol one of its parents.",
+                )
+        numbers = [tree.cgroup_id(cgroup) for cgroup in cgroups]
         self._kernel.sweep()  # what a killed weir left behind
-        number = self._install(policy)
+        version = self._install(policy)
         try:
-            return self._enrol_number(cgroup_id, number, policy.version.flags, how)
+            return self._enrol_numbers(numbers, version, policy.version.flags, how)
         finally:
             self.collect()
 
     def close_off(self, cgroup: Path) -> None:
         """Enrol a cgroup under no policy at all: whatever in it has no enrolment of its own is refused."""
         if tree.cgroup_id(cgroup) not in self._kernel.enrolments():
-            self._enrol_number(tree.cgroup_id(cgroup), 0, Flag(0), Flag.BORN)
+            self._enrol_numbers([tree.cgroup_id(cgroup)], 0, Flag(0), Flag.BORN)
 
     def _install(self, policy: Compiled) -> int:
-        for number, version in self._kernel.versions().items():
+        versions = self._kernel.versions()
+        for number, version in versions.items():
             if version.sha256 == policy.version.sha256:
                 return number
-        unused = sorted(self._kernel.versions().keys() - {e.policy for e in self._kernel.enrolments().values()})
-        if unused and len(self._kernel.versions()) >= MAX_POLICIES:
+        unused = sorted(versions.keys() - {e.policy for e in self._kernel.enrolments().values()})
+        if unused and len(versions) >= MAX_POLICIES:
             self._kernel.retire(unused[0])  # kept only to name the rules of old refusals
         return self._kernel.install(policy.version, policy.tables)
 
-    def _enrol_number(self, cgroup_id: int, number: int, flags: Flag, how: Flag) -> Enrolment:
-        present = self._kernel.enrolments().get(cgroup_id)
-        how = (present.flags if present else how) & (Flag.BORN | Flag.RUN)
-        slot = present.slot if present else self._free_slot()
-        enrolment = Enrolment(slot, number, flags | how)
-        self._kernel.enrol(cgroup_id, enrolment)
-        return enrolment
+    def _enrol_numbers(self, cgroup_ids: Sequence[int], version: int, flags: Flag, how: Flag) -> list[Enrolment]:
+        present = self._kernel.enrolments()
+        free = self._free_slots(present, sum(number not in present for number in cgroup_ids))
+        enrolments = []
+        for number in cgroup_ids:
+            known = present.get(number)
+            kept = (known.flags if known else how) & (Flag.BORN | Flag.RUN)
+            enrolments.append(Enrolment(known.slot if known else next(free), version, flags | kept))
+        for number, enrolment in zip(cgroup_ids, enrolments):
+            self._kernel.enrol(number, enrolment)
+        return enrolments
 
-    def _free_slot(self) -> int:
+    def _free_slots(self, present: Mapping[int, Enrolment], wanted: int) -> Iterator[int]:
         build = self._kernel.build()
         capacity = build.capacity if build else 0
-        used = {enrolment.slot for enrolment in self._kernel.enrolments().values()}
-        for slot in range(1, capacity):
-            if slot not in used:
-                self._kernel.clear(slot)
-                return slot
-        raise WeirError(
-            f"all {capacity - 1} places for cgroups are taken",
-            "Detach what is no longer needed (weir status), or unload and load with --max-containers N.",
-        )
+        used = {enrolment.slot for enrolment in present.values()}
+        free = [slot for slot in range(1, capacity) if slot not in used][:wanted]
+        if len(free) < wanted:
+            raise WeirError(
+                f"all {capacity - 1} places for cgroups are taken",
+                "Detach what is no longer needed (weir status), or unload and load with --max-containers N.",
+            )
+        for slot in free:
+            self._kernel.clear(slot)
+        return iter(free)
 
     def withdraw(self, cgroup_id: int) -> None:
         """Take a cgroup from under its policy: from now on its parent's enrolment counts, if any."""
