@@ -12,21 +12,21 @@ static __always_inline bool is_ephemeral(struct weir_address *at, u16 port)
 
 static __always_inline int judge_bind(struct bpf_sock_addr *ctx, struct weir_address *at)
 {
-	u16 port = bpf_ntohs(ctx->user_port);
-	struct weir_attempt what = {.to = at, .port = port, .protocol = ctx->protocol, .hook = WEIR_HOOK_BIND,
-				    .reason = WEIR_REASON_BIND, .rule = WEIR_DEFAULT_RULE};
-	struct weir_identity who;
+	struct weir_attempt what = {.to = at, .port = bpf_ntohs(ctx->user_port), .protocol = ctx->protocol,
+				    .hook = WEIR_HOOK_BIND, .rule = WEIR_DEFAULT_RULE};
 	struct weir_address asked = *at;
-	int admitted;
+	struct weir_identity who;
+	bool managed;
 
 	if (!ctx->sk)
 		return 1;
-	admitted = admit(ctx, sockets.sk_storage_get(ctx->sk, 0, 0), &what, &who);
-	if (admitted != GO_ON)
-		return admitted;
-	if (who.flags & WEIR_BIND_ANY || (who.flags & WEIR_BIND_EPHEMERAL && is_ephemeral(&asked, port)))
+	what.reason = judge_user(ctx, sockets.sk_storage_get(ctx->sk, 0, 0), &who, &managed);
+	if (!managed)
 		return 1;
-	return answer(refuse(&who, &what, true), EACCES);
+	if (!what.reason && !(who.flags & WEIR_BIND_ANY) &&
+	    !(who.flags & WEIR_BIND_EPHEMERAL && is_ephemeral(&asked, what.port)))
+		what.reason = WEIR_REASON_BIND;
+	return answer(conclude(&who, &what, true), EACCES);
 }
 
 int weir_bind4(struct bpf_sock_addr *ctx)

@@ -16,71 +16,76 @@ static __always_inline u64 peer_hash(const struct weir_address *a, u16 port)
 	return (h ^ port) * 0x9e3779b97f4a7c15ULL | 1;
 }
 
+static __always_inline struct weir_peer peer_of(u64 cookie, const struct weir_address *address, u16 port)
+{
+	struct weir_peer peer = {.cookie = cookie, .address = *address, .port = port};
+
+	normalise(&peer.address);
+	return peer;
+}
+
 /* Answers of this peer are expected. Recorded here and not at the packet: here the address is what the socket's
  * owner will see as the sender, before any NAT of its own network namespace. */
 static __always_inline void expect_answers(struct bpf_sock_addr *ctx, struct weir_socket *s,
 					   const struct weir_address *to, u16 port)
 {
-	struct weir_peer peer = {};
 	u64 hash = peer_hash(to, port);
+	struct weir_peer peer;
 	u32 yes = 1;
 
 	if (s && READ(s->peer) == hash)
 		return;
-	peer.cookie = bpf_get_socket_cookie(ctx);
-	peer.address = *to;
-	normalise(&peer.address);
-	peer.port = port;
-	peers.update(&peer, &yes);
+	peer = peer_of(bpf_get_socket_cookie(ctx), to, port);
+	if (!peers.lookup(&peer))
+		peers.update(&peer, &yes);
 	if (s)
 		WRITE(s->peer, hash);
 }
 
 static __always_inline bool answers_a_peer(struct bpf_sock_addr *ctx, const struct weir_address *to, u16 port)
 {
-	struct weir_peer peer = {};
+	struct weir_peer peer = peer_of(bpf_get_socket_cookie(ctx), to, port);
 
-	peer.cookie = bpf_get_socket_cookie(ctx);
-	peer.address = *to;
-	peer.port = port;
 	return peers.lookup(&peer);
+}
+
+static __always_inline u8 judge_destination(struct bpf_sock_addr *ctx, struct weir_identity *who,
+					    struct weir_attempt *what)
+{
+	u32 verdict = decide(who->policy, what->to, what->port, what->protocol);
+
+	if (!VERDICT_DENY(verdict))
+		return WEIR_REASON_NONE;
+	if (what->protocol == IPPROTO_UDP && who->flags & WEIR_LISTEN && answers_a_peer(ctx, what->to, what->port))
+		return WEIR_REASON_NONE;
+	what->rule = VERDICT_RULE(verdict);
+	return VERDICT_DENY(verdict) == 1 ? WEIR_REASON_RULE : WEIR_REASON_NO_POLICY;
 }
 
 static __always_inline int judge(struct bpf_sock_addr *ctx, u8 hook, const struct weir_address *to, bool to_given)
 {
-	u16 port = bpf_ntohs(ctx->user_port);
-	struct weir_attempt what = {.to = to, .port = port, .protocol = ctx->protocol, .hook = hook,
-				    .rule = WEIR_DEFAULT_RULE};
+	struct weir_attempt what = {.to = to, .port = bpf_ntohs(ctx->user_port), .protocol = ctx->protocol,
+				    .hook = hook, .rule = WEIR_DEFAULT_RULE};
 	struct weir_identity who;
 	struct weir_socket *s;
-	u32 verdict;
-	int admitted;
+	bool managed;
 
 	if (!ctx->sk)
 		return 1;
 	s = sockets.sk_storage_get(ctx->sk, 0, 0);
-	admitted = admit(ctx, s, &what, &who);
-	if (admitted != GO_ON)
-		return admitted;
-	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP) {
-		what.reason = WEIR_REASON_PROTOCOL;
-		return answer(refuse(&who, &what, true), EACCES);
-	}
-	if (!to_given)
+	what.reason = judge_user(ctx, s, &who, &managed);
+	if (!managed)
 		return 1;
-	verdict = decide(who.policy, to, port, ctx->protocol);
-	if (VERDICT_DENY(verdict)) {
-		if (ctx->protocol == IPPROTO_UDP && who.flags & WEIR_LISTEN && answers_a_peer(ctx, to, port))
-			return 1;
-		what.reason = VERDICT_DENY(verdict) == 1 ? WEIR_REASON_RULE : WEIR_REASON_NO_POLICY;
-		what.rule = VERDICT_RULE(verdict);
-		if (!answer(refuse(&who, &what, true), EACCES))
-			return 0;
-	}
+	if (!what.reason && what.protocol != IPPROTO_TCP && what.protocol != IPPROTO_UDP)
+		what.reason = WEIR_REASON_PROTOCOL;
+	if (!what.reason && to_given)
+		what.reason = judge_destination(ctx, &who, &what);
+	if (!conclude(&who, &what, true))
+		return answer(0, EACCES);
 	if (s && hook == WEIR_HOOK_CONNECT)
 		s->listener = 0;
-	if (hook == WEIR_HOOK_SENDMSG && !(who.flags & WEIR_LISTEN))
-		expect_answers(ctx, s, to, port);
+	if (hook == WEIR_HOOK_SENDMSG && to_given && !(who.flags & WEIR_LISTEN))
+		expect_answers(ctx, s, to, what.port);
 	return 1;
 }
 

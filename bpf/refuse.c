@@ -87,9 +87,12 @@ static __always_inline void report(struct weir_identity *who, const struct weir_
 	events.ringbuf_submit(e, 0);
 }
 
-/* Returns the hook's verdict: 0 refuses, 1 lets pass (audit). */
-static __always_inline int refuse(struct weir_identity *who, const struct weir_attempt *what, bool in_task)
+/* The hook's answer to an attempt: 1 lets it pass (allowed, or audited), 0 refuses. Each program has one call of this,
+ * at its end: it is large, and inlined. */
+static __always_inline int conclude(struct weir_identity *who, const struct weir_attempt *what, bool in_task)
 {
+	if (what->reason == WEIR_REASON_NONE)
+		return 1;
 	count_refusal(who, what);
 	report(who, what, in_task);
 	return who->flags & WEIR_AUDIT;
@@ -105,28 +108,24 @@ static __always_inline int answer(int verdict, int error)
 	return verdict;
 }
 
-#define GO_ON (-1)
-
-/* May the caller use this socket at all? GO_ON, or the hook's answer. Where both policies let descriptors cross, the
- * caller's policy judges the call and the owner's judges the packets. */
-static __always_inline int admit(struct bpf_sock_addr *ctx, struct weir_socket *s, struct weir_attempt *what,
-				 struct weir_identity *who)
+/* May the caller use this socket at all? *managed is cleared when no container has a say. Where both policies let
+ * descriptors cross, the caller's policy judges the call and the owner's judges the packets. */
+static __always_inline u8 judge_user(struct bpf_sock_addr *ctx, struct weir_socket *s, struct weir_identity *who,
+				     bool *managed)
 {
 	struct weir_identity actor;
 	int user = find_user(ctx->sk, s, who, &actor);
 	u32 owner = who->flags;
 
-	if (user == WEIR_USER_UNMANAGED)
-		return 1;
-	if (user == WEIR_USER_OWNER)
-		return GO_ON;
+	*managed = user != WEIR_USER_UNMANAGED;
+	if (user == WEIR_USER_UNMANAGED || user == WEIR_USER_OWNER)
+		return WEIR_REASON_NONE;
 	if (user == WEIR_USER_OTHER) {
 		*who = actor;
 		if (owner & actor.flags & WEIR_TRANSFER)
-			return GO_ON;
+			return WEIR_REASON_NONE;
 		/* Charged to the container that tries; let pass only where both are audited. */
 		who->flags &= owner | ~WEIR_AUDIT;
 	}
-	what->reason = WEIR_REASON_TRANSFER;
-	return answer(refuse(who, what, true), EACCES);
+	return WEIR_REASON_TRANSFER;
 }

@@ -10,13 +10,42 @@ static __always_inline bool is_allowed_protocol(struct bpf_sock *ctx, u32 flags)
 	return false;
 }
 
+static __always_inline u8 judge_socket(struct bpf_sock *ctx, u32 flags)
+{
+	if (!(flags & (ctx->family == AF_INET ? WEIR_INET : WEIR_INET6)))
+		return WEIR_REASON_FAMILY;
+	return is_allowed_protocol(ctx, flags) ? WEIR_REASON_NONE : WEIR_REASON_PROTOCOL;
+}
+
+static __always_inline int errno_of(u8 reason)
+{
+	if (reason == WEIR_REASON_FAMILY)
+		return EAFNOSUPPORT;
+	return reason == WEIR_REASON_PROTOCOL ? EPROTONOSUPPORT : ENOMEM;
+}
+
+static __always_inline bool remember_owner(struct bpf_sock *ctx, u32 now, struct weir_identity *who)
+{
+	struct weir_socket *s = sockets.sk_storage_get(ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	struct weir_counters *c = counters_of(who->slot);
+
+	if (!s)
+		return false;
+	s->leaf = bpf_get_current_cgroup_id();
+	s->container = who->container;
+	s->created = now;
+	s->counted = 1;
+	remember(s, now, who);
+	if (c)
+		add(&c->sockets_created, 1);
+	return true;
+}
+
 int weir_sock_create(struct bpf_sock *ctx)
 {
 	struct weir_attempt what = {.protocol = ctx->protocol, .hook = WEIR_HOOK_SOCK_CREATE, .rule = WEIR_DEFAULT_RULE};
 	struct weir_enrolled *enrolled;
 	struct weir_identity who;
-	struct weir_counters *c;
-	struct weir_socket *s;
 	u32 now = generation();
 	u64 container;
 
@@ -24,29 +53,13 @@ int weir_sock_create(struct bpf_sock *ctx)
 	if (!enrolled)
 		return 1;
 	identify(&who, container, enrolled);
-	if (!(who.flags & (ctx->family == AF_INET ? WEIR_INET : WEIR_INET6))) {
-		what.reason = WEIR_REASON_FAMILY;
-		if (!answer(refuse(&who, &what, true), EAFNOSUPPORT))
-			return 0;
-	} else if (!is_allowed_protocol(ctx, who.flags)) {
-		what.reason = WEIR_REASON_PROTOCOL;
-		if (!answer(refuse(&who, &what, true), EPROTONOSUPPORT))
-			return 0;
-	}
-	s = sockets.sk_storage_get(ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!s) {
+	what.reason = judge_socket(ctx, who.flags);
+	/* Without its owner a socket could not be told from one that was handed over: refused, audited or not. */
+	if ((!what.reason || who.flags & WEIR_AUDIT) && !remember_owner(ctx, now, &who)) {
 		what.reason = WEIR_REASON_MEMORY;
-		return answer(refuse(&who, &what, true), ENOMEM);
+		who.flags &= ~WEIR_AUDIT;
 	}
-	s->leaf = bpf_get_current_cgroup_id();
-	s->container = container;
-	s->created = now;
-	s->counted = 1;
-	remember(s, now, &who);
-	c = counters_of(who.slot);
-	if (c)
-		add(&c->sockets_created, 1);
-	return 1;
+	return answer(conclude(&who, &what, true), errno_of(what.reason));
 }
 
 int weir_sock_release(struct bpf_sock *ctx)

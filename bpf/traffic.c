@@ -49,12 +49,6 @@ static __always_inline void account(struct __sk_buff *skb, struct weir_identity 
 	add(&c->packets[destination], segments);
 }
 
-static __always_inline int refuse_packet(struct weir_identity *who, struct weir_attempt *what, u8 reason)
-{
-	what->reason = reason;
-	return refuse(who, what, false);
-}
-
 /* A reply of a socket that listens, or was accepted from one, is no new destination. */
 static __always_inline bool is_reply(struct bpf_sock *sk, struct weir_socket *s, struct weir_identity *who)
 {
@@ -64,107 +58,92 @@ static __always_inline bool is_reply(struct bpf_sock *sk, struct weir_socket *s,
 /* Has this UDP socket sent to that address (listen: deny), or heard from it (listen: allow)? */
 static __always_inline bool is_peer(struct __sk_buff *skb, const struct weir_address *address, u16 port)
 {
-	struct weir_peer peer = {.cookie = bpf_get_socket_cookie(skb), .address = *address, .port = port};
+	struct weir_peer peer = peer_of(bpf_get_socket_cookie(skb), address, port);
 
 	return peers.lookup(&peer);
 }
 
-static __always_inline int judge_egress(struct __sk_buff *skb, struct weir_identity *who, struct weir_attempt *what,
-					struct weir_packet *p, struct bpf_sock *sk, struct weir_socket *s, u32 verdict)
+static __always_inline u8 judge_egress(struct __sk_buff *skb, struct weir_identity *who, struct weir_attempt *what,
+				       struct weir_packet *p, struct bpf_sock *sk, struct weir_socket *s, u32 *destination)
 {
-	if (VERDICT_DESTINATION(verdict) == WEIR_LOOPBACK && skb->ifindex != WEIR_LO)
-		return refuse_packet(who, what, WEIR_REASON_LOOPBACK_DEVICE);
+	u32 verdict;
+
+	if (!read_packet(skb, p))
+		return WEIR_REASON_HEADER;
+	what->to = &p->destination;
+	what->protocol = p->protocol;
+	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP)
+		return WEIR_REASON_PROTOCOL;
+	what->port = p->destination_port;
+	verdict = decide(who->policy, &p->destination, what->port, p->protocol);
+	*destination = VERDICT_DESTINATION(verdict);
+	if (*destination == WEIR_LOOPBACK && skb->ifindex != WEIR_LO)
+		return WEIR_REASON_LOOPBACK_DEVICE;
 	if (sk && sk->state == WEIR_TCP_LISTEN && !(who->flags & WEIR_LISTEN))
-		return refuse_packet(who, what, WEIR_REASON_LISTEN);
+		return WEIR_REASON_LISTEN;
 	if (!VERDICT_DENY(verdict))
-		return 1;
+		return WEIR_REASON_NONE;
 	if (sk && p->protocol == IPPROTO_TCP && is_reply(sk, s, who))
-		return 1;
+		return WEIR_REASON_NONE;
 	if (p->protocol == IPPROTO_UDP && who->flags & WEIR_LISTEN && is_peer(skb, &p->destination, what->port))
-		return 1;
+		return WEIR_REASON_NONE;
 	what->rule = VERDICT_RULE(verdict);
-	return refuse_packet(who, what, VERDICT_DENY(verdict) == 1 ? WEIR_REASON_RULE : WEIR_REASON_NO_POLICY);
+	return VERDICT_DENY(verdict) == 1 ? WEIR_REASON_RULE : WEIR_REASON_NO_POLICY;
 }
 
 int weir_egress(struct __sk_buff *skb)
 {
 	struct bpf_sock *sk = skb->sk ? bpf_sk_fullsock(skb->sk) : NULL;
 	struct weir_attempt what = {.hook = WEIR_HOOK_EGRESS, .rule = WEIR_DEFAULT_RULE};
-	u32 destination = WEIR_PUBLIC, verdict;
+	u32 destination = WEIR_PUBLIC;
 	struct weir_identity who;
-	struct weir_packet p;
+	struct weir_packet p = {};
 	struct weir_socket *s;
 
 	if (!find_owner(skb, sk, &s, &who))
 		return 1;
-	if (!read_packet(skb, &p)) {
-		if (!refuse_packet(&who, &what, WEIR_REASON_HEADER))
-			return 0;
-	} else {
-		what.to = &p.destination;
-		what.protocol = p.protocol;
-		if (p.protocol != IPPROTO_TCP && p.protocol != IPPROTO_UDP) {
-			if (!refuse_packet(&who, &what, WEIR_REASON_PROTOCOL))
-				return 0;
-		} else {
-			what.port = p.destination_port;
-			verdict = decide(who.policy, &p.destination, p.destination_port, p.protocol);
-			if (!judge_egress(skb, &who, &what, &p, sk, s, verdict))
-				return 0;
-			destination = VERDICT_DESTINATION(verdict);
-		}
-	}
+	what.reason = judge_egress(skb, &who, &what, &p, sk, s, &destination);
+	if (!conclude(&who, &what, false))
+		return 0;
 	account(skb, &who, &p, skb->ifindex == WEIR_LO ? WEIR_LOOPBACK : destination);
 	return 1;
 }
 
-/* The sender, for an event; a SYN whose header cannot be read is refused all the same. */
-static __always_inline int judge_handshake(struct __sk_buff *skb, struct bpf_sock *sk, struct weir_socket *s,
-					   struct weir_identity *who, struct weir_attempt *what)
+/* A socket that listens, or is itself connecting, and a segment for it. */
+static __always_inline u8 judge_handshake(struct bpf_sock *sk, struct weir_socket *s, struct weir_identity *who,
+					  struct weir_packet *p, bool readable)
 {
-	struct weir_packet p;
-	bool readable = read_packet(skb, &p);
-
 	if (who->flags & WEIR_LISTEN) {
 		if (s && sk->state == WEIR_TCP_LISTEN)
 			s->listener = 1;
-		return 1;
-	}
-	if (readable) {
-		what->to = &p.source;
-		what->port = p.source_port;
+		return WEIR_REASON_NONE;
 	}
 	if (sk->state == WEIR_TCP_LISTEN)
-		return refuse_packet(who, what, WEIR_REASON_LISTEN);
+		return WEIR_REASON_LISTEN;
 	/* Extension headers would hide the flags: what connects expects a plain SYN-ACK or RST. */
-	if (!readable || (p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
-		return refuse_packet(who, what, WEIR_REASON_SIMULTANEOUS);
-	return 1;
+	if (!readable || (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+		return WEIR_REASON_SIMULTANEOUS;
+	return WEIR_REASON_NONE;
 }
 
-static __always_inline int judge_datagram(struct __sk_buff *skb, struct weir_socket *s, struct weir_identity *who,
-					  struct weir_attempt *what)
+/* A datagram for a socket without a peer. */
+static __always_inline u8 judge_datagram(struct __sk_buff *skb, struct weir_socket *s, struct weir_identity *who,
+					 struct weir_packet *p, bool readable)
 {
-	struct weir_peer peer = {};
-	struct weir_packet p;
+	struct weir_peer peer;
 	u32 yes = 1;
 
-	if (!read_packet(skb, &p))
-		return who->flags & WEIR_LISTEN ? 1 : refuse_packet(who, what, WEIR_REASON_HEADER);
-	if (is_peer(skb, &p.source, p.source_port))
-		return 1;
-	if (who->flags & WEIR_LISTEN) {
-		peer.cookie = bpf_get_socket_cookie(skb);
-		peer.address = p.source;
-		peer.port = p.source_port;
-		peers.update(&peer, &yes);
-		return 1;
-	}
-	if (s && READ(s->peer) == peer_hash(&p.source, p.source_port))
-		return 1;
-	what->to = &p.source;
-	what->port = p.source_port;
-	return refuse_packet(who, what, WEIR_REASON_UNSOLICITED);
+	if (!readable)
+		return who->flags & WEIR_LISTEN ? WEIR_REASON_NONE : WEIR_REASON_HEADER;
+	if (!(who->flags & WEIR_LISTEN) && s && READ(s->peer) == peer_hash(&p->source, p->source_port))
+		return WEIR_REASON_NONE;
+	if (is_peer(skb, &p->source, p->source_port))
+		return WEIR_REASON_NONE;
+	if (!(who->flags & WEIR_LISTEN))
+		return WEIR_REASON_UNSOLICITED;
+	peer = peer_of(bpf_get_socket_cookie(skb), &p->source, p->source_port);
+	peers.update(&peer, &yes);
+	return WEIR_REASON_NONE;
 }
 
 /* Only a socket's state tells what may come in: listening, connecting, or a datagram socket without a peer. */
@@ -173,17 +152,24 @@ int weir_ingress(struct __sk_buff *skb)
 	struct bpf_sock *sk = skb->sk ? bpf_sk_fullsock(skb->sk) : NULL;
 	struct weir_attempt what = {.hook = WEIR_HOOK_INGRESS, .rule = WEIR_DEFAULT_RULE};
 	struct weir_identity who;
+	struct weir_packet p = {};
 	struct weir_socket *s;
+	bool readable;
 
 	if (!sk)
 		return 1;
 	what.protocol = sk->protocol;
-	if (what.protocol == IPPROTO_TCP) {
-		if (sk->state != WEIR_TCP_LISTEN && sk->state != WEIR_TCP_SYN_SENT)
-			return 1;
-		return !find_owner(skb, sk, &s, &who) || judge_handshake(skb, sk, s, &who, &what);
-	}
-	if (what.protocol != IPPROTO_UDP || sk->state == WEIR_TCP_ESTABLISHED)
+	if (what.protocol == IPPROTO_TCP ? sk->state != WEIR_TCP_LISTEN && sk->state != WEIR_TCP_SYN_SENT
+					 : what.protocol != IPPROTO_UDP || sk->state == WEIR_TCP_ESTABLISHED)
 		return 1;
-	return !find_owner(skb, sk, &s, &who) || judge_datagram(skb, s, &who, &what);
+	if (!find_owner(skb, sk, &s, &who))
+		return 1;
+	readable = read_packet(skb, &p);
+	if (readable) {
+		what.to = &p.source;
+		what.port = p.source_port;
+	}
+	what.reason = what.protocol == IPPROTO_TCP ? judge_handshake(sk, s, &who, &p, readable)
+						   : judge_datagram(skb, s, &who, &p, readable);
+	return conclude(&who, &what, false);
 }
