@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from agent.errors import WeirError
 from agent.processes import spawn
 from agent.seccomp.child import Start, StartError
 from tests import need
+
+INTERNAL = 3 << 31
+"""Signals 32 and 33, glibc's own: what posix_spawn has made, as make does, ignores them (sysdeps/unix/sysv/linux/spawni.c)."""
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +50,11 @@ def status(*fields: str, **others: Any) -> list[str]:
     return [values[field].strip() for field in fields]
 
 
+def signals(*fields: str, **others: Any) -> list[int]:
+    """Return sets of signals from /proc/self/status as the started program reads them, without glibc's own."""
+    return [int(field, 16) & ~INTERNAL for field in status(*fields, **others)]
+
+
 @pytest.fixture
 def inet_socket() -> Iterator[socket.socket]:
     """A socket that belongs to this test's cgroup."""
@@ -70,7 +79,8 @@ def test_a_network_socket_as_standard_stream_is_refused(inet_socket: socket.sock
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: inet_socket}
     name = {"stdin": "input", "stdout": "output", "stderr": "error"}[stream]
     done = start("true", capture_output=False, **streams)
-    assert done.returncode == 1
+    # 120: Python's own, where it buffers its standard error and cannot write it out at its end.
+    assert done.returncode == 1 or (stream == "stderr" and done.returncode == 120)
     assert stream == "stderr" or f"standard {name} would be a network socket" in done.stderr
     assert start("true", options={"inherit_fds": True}, capture_output=False, **streams).returncode == 0
 
@@ -126,14 +136,14 @@ def test_user_must_not_come_back() -> None:
 
 def test_signals_are_as_weir_was_given_them() -> None:
     """Python ignores SIGPIPE and SIGXFSZ for itself; what the caller ignores (nohup) stays ignored."""
-    assert status("SigIgn", "SigBlk", "SigCgt") == ["0" * 16] * 3
+    assert signals("SigIgn", "SigBlk", "SigCgt") == [0] * 3
 
     def nohup() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 
     hangup, user1 = 1 << (signal.SIGHUP - 1), 1 << (signal.SIGUSR1 - 1)
-    assert status("SigIgn", "SigBlk", preexec_fn=nohup) == [f"{hangup:016x}", f"{user1:016x}"]
+    assert signals("SigIgn", "SigBlk", preexec_fn=nohup) == [hangup, user1]
 
 
 def test_environment_and_exit_status_pass_through() -> None:
@@ -176,8 +186,8 @@ def test_a_cgroup_that_cannot_be_joined_stops_the_start() -> None:
     with pytest.raises(StartError, match="The cgroup has vanished") as caught:
         spawn(Start(argv=("true",), user=None, inherit_fds=True, rules=()), refuse)
     assert (caught.value.hint, caught.value.status) == ("Start again.", 1)
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    with suppress(ChildProcessError):  # a World of other tests may be a child of this process, alive
+        assert os.waitpid(-1, os.WNOHANG) == (0, 0)
 
 
 def test_a_bug_in_the_child_is_seen(capfd: pytest.CaptureFixture[str]) -> None:
