@@ -73,7 +73,7 @@ def attempts(weir: Weir, policy: Policy) -> tuple[bool, Ran]:
             print_row(attempt.text, before.saw, answer(seen), by.layer, by.rule, says.text, "ok" if right else "NO")
     print(NOTES)
     for sentence in ran.summary["not_in_force"]:
-        print(textwrap.fill(f"Not in force yet: {sentence}", 120, subsequent_indent="    "))
+        print(textwrap.fill(sentence, 120, subsequent_indent="    "))
     if not ran.reported:
         print("NO: weir counted other refusals than it reported")
     return good, ran
