@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import signal
 import sys
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def main(series: tuple[str, ...], timeout: float, mirror: str | None, command: t
 
     Results of the kernel tests go into tests/vm/README.md. Example: python -m tests.vm.matrix --kernel 5.10 -- uname -a
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the guest must not outlive this process
     failed = []
     for one in series or kernels.SUITES:
         try:
