@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agent.cgroups import tree
 from agent.cgroups.classid import require_cgroup_of_sockets
@@ -182,7 +183,12 @@ def wait_for(start: Start, enter: Callable[[], None]) -> int:
     def leave_to_terminal(_number: int, _frame: object) -> None:
         """The command gets it too; a handler and not SIG_IGN, which the command would inherit."""
 
-    handlers = {**dict.fromkeys(FORWARDED, forward), signal.SIGINT: leave_to_terminal, signal.SIGQUIT: leave_to_terminal}
+    handlers: dict[int, Any] = {
+        **dict.fromkeys(FORWARDED, forward),
+        signal.SIGINT: leave_to_terminal,
+        signal.SIGQUIT: leave_to_terminal,
+        signal.SIGCHLD: signal.SIG_DFL,  # a caller may ignore it: then there is no exit status to wait for
+    }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         child = spawn(start, enter)
