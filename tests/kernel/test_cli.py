@@ -1,0 +1,398 @@
+"""The verbs as a stranger types them: help, exit status, signals, streams, users, machine-readable output."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.cgroups import tree
+from agent.cli import VERBS
+from tests import need
+from tests.kernel.knocker import doors, forbidden_command
+from tests.kernel.site import TIMEOUT, Site, one_line, site
+
+
+@pytest.fixture(scope="module", name="here")
+def _here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One site for all: the commands leave it as they found it, and test_nothing_is_left checks that."""
+    with site(tmp_path_factory.mktemp("cli")) as made:
+        made.ok("load")
+        yield made
+
+
+def summary(text: str) -> dict[str, Any]:
+    """The summary that `weir run --json` writes: the last line of standard error."""
+    answer: dict[str, Any] = json.loads(text.splitlines()[-1])
+    return answer
+
+
+def run(here: Site, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`weir run` of a command, audited and without a word of its own."""
+    return here.weir("run", "--quiet", "--policy", "audit", "--", *command, **options)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(here: Site, verb: str) -> None:
+    """Each verb's help says what it does and shows a command that begins with its name."""
+    text = here.ok(verb, "--help")
+    assert re.search(rf"Examples?:\s+weir {verb}\b", text), text
+    assert verb in here.ok("--help")
+
+
+def test_unknown_verb_and_option(here: Site) -> None:
+    for arguments in (["frobnicate"], ["status", "--frobnicate"], ["run"], ["attach", "/x"]):
+        done = here.weir(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Usage:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("exit 0", 0), ("exit 23", 23), ("kill -TERM $$", 143), ("kill -KILL $$", 137), ("kill -SEGV $$", 139)],
+)
+def test_exit_status(here: Site, script: str, status: int) -> None:
+    done = run(here, "sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+def test_a_command_that_is_not_there(here: Site, tmp_path: Path) -> None:
+    assert run(here, "no-such-command-of-weir").returncode == 127
+    (tmp_path / "file").write_text("")
+    assert run(here, str(tmp_path / "file")).returncode == 126
+
+
+def test_streams_are_the_commands_own(here: Site) -> None:
+    """Every byte in, every byte out, nothing added; the exit status is that of the command."""
+    data = bytes(range(256)) * 4096
+    command = here.command("run", "--quiet", "-p", "audit", "--", "sh", "-c", "cat; printf complaint >&2; exit 7")
+    done = subprocess.run(command, input=data, capture_output=True, env=here.environment, timeout=TIMEOUT, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (7, data, b"complaint")
+
+
+def test_options_after_the_command_are_the_commands(here: Site) -> None:
+    done = here.weir("run", "-q", "-p", "audit", "echo", "--json", "--help", "-p", "x")
+    assert (done.returncode, done.stdout) == (0, "--json --help -p x\n")
+
+
+def test_a_closed_pipe_ends_the_command(here: Site) -> None:
+    """As in `weir run -- yes | head -1`: SIGPIPE has its default meaning in the command."""
+    command = here.start("run", "-q", "-p", "audit", "--", "yes", stdout=subprocess.PIPE)
+    assert command.stdout
+    assert command.stdout.readline() == "y\n"
+    command.stdout.close()
+    assert command.wait(TIMEOUT) == 128 + signal.SIGPIPE
+
+
+def test_summary_for_people(here: Site) -> None:
+    with doors() as listening:
+        policy = here.policy("strict", listening.ports[1])
+        done = here.weir("run", "-p", policy, "--", *forbidden_command(listening.ports[0], Path("/dev/full")))
+    assert done.stdout == ""
+    assert "weir: policy strict (enforce)" in done.stderr
+    assert "refused  1 × rule default" in done.stderr
+
+
+def test_summary_for_machines(here: Site) -> None:
+    with doors() as listening:
+        policy = here.policy("strict", listening.ports[1])
+        code = f"exec 3<>/dev/tcp/127.0.0.1/{listening.ports[1]}; ! exec 4<>/dev/tcp/127.0.0.1/{listening.ports[0]}"
+        done = here.weir("run", "--json", "-p", policy, "--", "bash", "-c", f"({code}) 2>/dev/null; exit 5")
+    data = summary(done.stderr)
+    assert (done.returncode, data["status"], data["policy"], data["mode"]) == (5, 5, "strict", "enforce")
+    (refused,) = data["refused"]
+    assert (refused["hook"], refused["reason"], refused["rule"], refused["count"]) == ("connect", "rule", "default", 1)
+    assert data["egress"]["loopback"]["bytes"] > 0
+    assert data["egress"]["public"] == data["egress"]["private"] == {"bytes": 0, "packets": 0}
+    assert data["seccomp"] is True
+
+
+def test_user(here: Site) -> None:
+    done = here.weir(
+        "run", "-q", "-p", "appengine", "--user", "nobody", "--", "sh", "-c", "id -un; grep CapEff /proc/self/status"
+    )
+    assert done.stdout == "nobody\nCapEff:\t0000000000000000\n"
+    assert "no user" in one_line(here.weir("run", "--user", "no-such-user-of-weir", "--", "true"))["message"].lower()
+
+
+def test_what_the_command_leaves_running_is_killed(here: Site) -> None:
+    """Also what has left its session and ignores SIGTERM; the summary says how many."""
+    script = "import os, signal, time\nfor n in range(3):\n    if os.fork() == 0:\n        os.setsid(); "
+    script += "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.closerange(0, 3); time.sleep(1000)"
+    began = time.monotonic()
+    done = here.weir("run", "--json", "-p", "audit", "--", sys.executable, "-c", script)
+    assert summary(done.stderr)["killed"] == 3
+    assert time.monotonic() - began < 500
+    assert here.rest() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_are_passed_on(here: Site, number: signal.Signals) -> None:
+    name = number.name.removeprefix("SIG")
+    script = f"trap 'echo caught; exit 9' {name}; echo ready; while :; do sleep 0.05; done"
+    command = here.start("run", "-q", "-p", "audit", "--", "sh", "-c", script, stdout=subprocess.PIPE)
+    assert command.stdout
+    assert command.stdout.readline() == "ready\n"
+    command.send_signal(number)
+    assert command.communicate(timeout=TIMEOUT)[0] == "caught\n"
+    assert command.returncode == 9
+    assert here.rest() == []
+
+
+def test_a_signal_that_the_command_does_not_catch(here: Site) -> None:
+    command = here.start(
+        "run", "-q", "-p", "audit", "--", "sh", "-c", "echo ready; exec sleep 1000", stdout=subprocess.PIPE
+    )
+    assert command.stdout
+    assert command.stdout.readline() == "ready\n"
+    command.terminate()
+    assert command.wait(TIMEOUT) == 128 + signal.SIGTERM
+    command.stdout.close()
+    assert here.rest() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "status"), [(b"\x03", 128 + signal.SIGINT), (b"\x1c", 128 + signal.SIGQUIT)], ids=["c", "\\"]
+)
+def test_keys_of_the_terminal(here: Site, key: bytes, status: int) -> None:
+    """Ctrl-C and Ctrl-\\ end the command, and weir tidies up and reports it."""
+    ready = "import resource, time; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); print('ready', flush=True); time.sleep(1000)"
+    script = f"import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); {ready}"
+    command = here.command("run", "-q", "-p", "audit", "--", sys.executable, "-c", script)
+    ended, output = at_a_terminal(here, command, key)
+    assert os.waitstatus_to_exitcode(ended) == status, output
+    assert here.rest() == []
+
+
+def test_a_command_that_survives_ctrl_c(here: Site) -> None:
+    """weir does not end before its command does."""
+    script = "trap 'echo still here; exit 4' INT; echo ready; while :; do sleep 0.05; done"
+    ended, output = at_a_terminal(here, here.command("run", "-q", "-p", "audit", "--", "sh", "-c", script), b"\x03")
+    assert os.waitstatus_to_exitcode(ended) == 4
+    assert b"still here" in output
+
+
+def at_a_terminal(here: Site, command: list[str], key: bytes) -> tuple[int, bytes]:
+    """Run a command at a terminal of its own, press a key once it has printed `ready`; its wait status and output."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        try:
+            os.execve(command[0], command, here.environment)
+        finally:
+            os._exit(126)
+    output = b""
+    try:
+        pressed = False
+        while select.select([terminal], [], [], TIMEOUT)[0]:
+            try:
+                output += os.read(terminal, 4096)
+            except OSError:  # EIO: everyone has closed the terminal
+                break
+            if b"ready" in output and not pressed:
+                os.write(terminal, key)
+                pressed = True
+        return os.waitpid(pid, 0)[1], output
+    finally:
+        os.close(terminal)
+
+
+def test_two_runs_at_once(here: Site) -> None:
+    """Each has its own cgroup, policy and counters."""
+    with doors() as listening:
+        shut, first, second = listening.ports
+        script = f"echo ready; read x; for p in {shut} {first} {second}; do (exec 3<>/dev/tcp/127.0.0.1/$p) 2>/dev/null"
+        script += " && echo $p; done; true"
+        options: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        runs = []
+        for name, port in (("one", first), ("two", second)):
+            runs.append(
+                here.start("run", "--json", "-p", here.policy(name, port), "--", "bash", "-c", script, **options)
+            )
+            assert runs[-1].stdout
+            assert runs[-1].stdout.readline() == "ready\n"
+        rows = {row["policy"]: row for row in here.status()["cgroups"] if row["policy"]}
+        assert rows.keys() == {"one", "two"}
+        assert all(row["layers"]["seccomp"] == "1/1" and row["layers"]["hooks"] for row in rows.values())
+        for process, port in zip(runs, (first, second)):
+            output, errors = process.communicate("go\n", timeout=TIMEOUT)
+            assert output == f"{port}\n"
+            assert sum(row["count"] for row in summary(errors)["refused"]) == 2
+    assert here.rest() == []
+
+
+def test_started_by_one_who_ignores_sigchld(here: Site) -> None:
+    """Some supervisors do; then the kernel reaps children unasked, and their exit status is lost."""
+
+    def ignore() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+    done = run(here, "sh", "-c", "exit 3", preexec_fn=ignore)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
+def test_started_with_closed_streams(here: Site) -> None:
+    def close() -> None:
+        os.closerange(0, 3)
+
+    options: dict[str, Any] = {"capture_output": False, "preexec_fn": close}
+    assert run(here, "sh", "-c", "exit 3", **options).returncode == 3
+
+
+def test_attach_switch_and_detach(here: Site) -> None:
+    with doors() as listening, here.cgroup() as cgroup:
+        shut, first, second = listening.ports
+        name = f"/{cgroup.relative_to(here.place.root)}"
+        here.ok("attach", name, "--policy", here.policy("one", first))
+        assert open_ports(cgroup, listening.ports) == [first]
+        here.ok("attach", cgroup, "--policy", here.policy("two", second))  # a path of the file system will do, too
+        assert open_ports(cgroup, listening.ports) == [second]
+        (row,) = [row for row in here.status()["cgroups"] if row["cgroup"] == name]
+        assert (row["policy"], row["mode"], row["layers"]["hooks"], row["layers"]["lsm"]) == (
+            "two",
+            "enforce",
+            True,
+            False,
+        )
+        assert row["bytes"]["loopback"] > 0
+        assert sum(refused["count"] for refused in row["refused"]) == 4  # two under each policy
+        last = json.loads(here.ok("detach", "--json", name))
+        assert last["bytes"] == row["bytes"]
+        assert open_ports(cgroup, listening.ports) == [shut, first, second]
+        assert name not in here.ok("status")
+
+
+def open_ports(cgroup: Path, ports: tuple[int, ...]) -> list[int]:
+    """To which ports of this host a process in a cgroup can connect."""
+    script = 'echo 0 > "$0"; for p in "$@"; do (exec 3<>/dev/tcp/127.0.0.1/$p) 2>/dev/null && echo $p; done; true'
+    command = ["bash", "-c", script, str(cgroup / "cgroup.procs"), *map(str, ports)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [int(line) for line in done.stdout.split()]
+
+
+def test_a_cgroup_that_is_gone_is_detached_by_its_number(here: Site) -> None:
+    with here.cgroup() as cgroup:
+        number = tree.cgroup_id(cgroup)
+        here.ok("attach", cgroup, "-p", "audit")
+    (row,) = [row for row in here.status()["cgroups"] if row["cgroup_id"] == number]
+    assert (row["gone"], row["policy"]) == (True, "audit")
+    here.ok("detach", str(number))
+    assert not [row for row in here.status()["cgroups"] if row["cgroup_id"] == number]
+
+
+def test_attach_below_and_above(here: Site) -> None:
+    """A parent's programs serve its children; the other way round is refused, since both would count each byte."""
+    with here.cgroup() as parent:
+        child = parent / "child"
+        child.mkdir()
+        here.ok("attach", child, "-p", "audit")
+        said = one_line(here.weir("attach", parent, "-p", "audit"))
+        assert "attached below" in said["message"]
+        assert f"weir detach {child}" in said["hint"]
+        here.ok("detach", child)
+        here.ok("attach", parent, "-p", "audit")
+        here.ok("attach", child, "-p", "untrusted")
+        assert (here.policy_of(parent), here.policy_of(child)) == ("audit", "untrusted")
+        here.ok("detach", child)
+        here.ok("detach", parent)
+
+
+def test_events(here: Site) -> None:
+    with doors() as listening, here.cgroup() as cgroup:
+        here.ok("events")  # those of the tests before
+        here.ok("attach", cgroup, "-p", here.policy("one", listening.ports[1]))
+        open_ports(cgroup, listening.ports)
+        lines = [json.loads(line) for line in here.ok("events", "--json").splitlines()]
+        assert [(line["port"], line["rule"], line["action"], line["comm"]) for line in lines] == [
+            (port, "default", "refused", "bash") for port in (listening.ports[0], listening.ports[2])
+        ]
+        assert lines[0]["cgroup"] == f"/{cgroup.name}"
+        assert here.ok("events") == ""
+        here.ok("detach", cgroup)
+
+
+def test_events_as_they_happen_and_for_one_reader(here: Site) -> None:
+    with doors() as listening, here.cgroup() as cgroup:
+        here.ok("attach", cgroup, "-p", here.policy("one", listening.ports[1]))
+        reader = here.start("events", "-f", "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert reader.stdout
+        open_ports(cgroup, listening.ports)
+        assert json.loads(reader.stdout.readline())["port"] == listening.ports[0]
+        said = one_line(here.weir("events"))
+        assert "another process reads the events already" in said["message"]
+        reader.send_signal(signal.SIGINT)
+        _, errors = reader.communicate(timeout=TIMEOUT)
+        assert (reader.returncode, errors.strip()) == (130, "")
+        here.ok("events")
+        here.ok("detach", cgroup)
+
+
+def test_version_and_probe(here: Site) -> None:
+    version = json.loads(here.ok("version", "--json"))
+    assert version["kernel"] == os.uname().release
+    assert version["weir"] in here.ok("version")
+    facts = json.loads(here.ok("probe", "--json"))
+    assert facts["works"] is True
+
+
+def test_load_twice_and_status_of_an_empty_site(here: Site) -> None:
+    assert "already loaded" in here.ok("load")
+    assert "loaded in" in here.ok("load", "--force")
+    assert here.ok("status").startswith("loaded: build ")
+
+
+def test_attach_root(here: Site) -> None:
+    """The programs on a parent that nobody is enrolled in; detach takes them away again, but not under a child's feet."""
+    with here.cgroup() as parent:
+        child = parent / "child"
+        child.mkdir()
+        here.ok("load", "--attach-root", parent)
+        here.ok("attach", child, "-p", "audit")
+        assert "need the programs" in one_line(here.weir("detach", parent))["message"]
+        here.ok("detach", child)
+        here.ok("detach", parent)
+        assert "under no policy" in one_line(here.weir("detach", parent))["message"]
+
+
+def test_unload(tmp_path: Path) -> None:
+    """Refused while a cgroup is enrolled; afterwards nothing is left, and a second unload is no error."""
+    with site(tmp_path) as made:
+        assert made.ok("unload") == "nothing is loaded\n"
+        assert "not loaded" in made.ok("status")
+        assert "nothing is loaded" in one_line(made.weir("events"))["message"]
+        with made.cgroup() as cgroup:
+            made.ok("run", "-p", "audit", "--", "true")  # loads by itself
+            made.ok("attach", cgroup, "-p", "audit")
+            said = one_line(made.weir("unload"))
+            assert str(cgroup) in said["message"]
+            assert "--force" in said["hint"]
+            assert made.policy_of(cgroup) == "audit"
+            made.ok("unload", "--force")
+        assert not made.place.pins.root.exists()
+        assert not made.place.slice.exists()
+
+
+def test_run_needs_no_seccomp_to_be_stopped_by_the_hooks(here: Site) -> None:
+    """And with it, listen() is refused: both layers are in force in `weir run`."""
+    code = "import socket; s = socket.socket(); s.listen()"
+    done = here.weir("run", "-q", "-p", "appengine", "--", sys.executable, "-c", code)
+    assert done.returncode == 1
+    assert "PermissionError: [Errno 13]" in done.stderr
+
+
+def test_nothing_is_left(here: Site) -> None:
+    """After all of the above."""
+    need.root()
+    assert here.rest() == []
+    rows = here.status()["cgroups"]
+    assert [row["cgroup"] for row in rows] == [f"/{here.place.slice.name}"]
