@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from agent.kernel.abi import Flag, Reason
 from agent.kernel.seam import Refused, Version
 from agent.policy.model import Unenforced
-
-REASONS = {
-    Reason.RULE: "destination denied",
-    Reason.NO_POLICY: "no policy in force",
-    Reason.FAMILY: "address family not allowed",
-    Reason.PROTOCOL: "protocol not allowed",
-    Reason.BIND: "bind not allowed",
-    Reason.TRANSFER: "socket made in another container",
-    Reason.LISTEN: "listening not allowed",
-    Reason.UNSOLICITED: "datagram from a stranger",
-    Reason.SIMULTANEOUS: "incoming connection",
-    Reason.HEADER: "packet header not allowed",
-    Reason.LOOPBACK_DEVICE: "loopback address on another device",
-    Reason.MEMORY: "no memory for the socket's owner",
-}
 
 
 def rule_name(refused: Refused, versions: Mapping[int, Version]) -> str:
@@ -43,6 +29,28 @@ def rule_line(refused: Refused, versions: Mapping[int, Version]) -> int | None:
     if refused.reason is not Reason.RULE or refused.rule is None or version is None:
         return None
     return version.rules[refused.rule].line if refused.rule < len(version.rules) else None
+
+
+def refusals(counted: Mapping[Refused, int], versions: Mapping[int, Version]) -> list[dict[str, Any]]:
+    """Refusal counters for machines, the largest first."""
+    return [
+        {
+            "hook": refused.hook.name.lower(),
+            "reason": refused.reason.name.lower(),
+            "rule": rule_name(refused, versions),
+            "line": rule_line(refused, versions),
+            "audited": refused.audited,
+            "count": count,
+        }
+        for refused, count in sorted(counted.items(), key=lambda item: -item[1])
+    ]
+
+
+def refusal_text(row: Mapping[str, Any]) -> str:
+    """One row of ``refusals`` for people."""
+    word = "audited" if row["audited"] else "refused"
+    at = f", line {row['line']}" if row["line"] else ""
+    return f"  {word}  {row['count']:,} × rule {row['rule']}{at} ({row['hook']}: {row['reason']})"
 
 
 def mode(flags: Flag) -> str:

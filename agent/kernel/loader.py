@@ -116,7 +116,7 @@ keep: list[Any] = []
 """BCC closes the programs when its object goes away: it stays until the process ends."""
 
 
-class captured_stderr:  # noqa: N801 - reads as a word in `with`
+class captured_stderr:
     """BCC and LLVM write their logs to descriptor 2, not to sys.stderr: collect them in memory."""
 
     def __enter__(self) -> captured_stderr:

@@ -76,17 +76,7 @@ def as_data(summary: Summary) -> dict[str, Any]:
             kind: {"bytes": summary.counters.bytes[kind], "packets": summary.counters.packets[kind]}
             for kind in summary.counters.bytes
         },
-        "refused": [
-            {
-                "hook": refused.hook.name.lower(),
-                "reason": refused.reason.name.lower(),
-                "rule": names.rule_name(refused, versions),
-                "line": names.rule_line(refused, versions),
-                "audited": refused.audited,
-                "count": count,
-            }
-            for refused, count in sorted(summary.refusals.items(), key=lambda item: -item[1])
-        ],
+        "refused": names.refusals(summary.refusals, versions),
         "killed": summary.killed,
         "bytes_may_follow": summary.unsettled,
         "not_in_force": names.not_in_force(summary.version.flags),
@@ -104,10 +94,7 @@ def as_text(summary: Summary) -> str:
         f"{kind} {numbers['bytes']:,} B in {numbers['packets']:,} packets" for kind, numbers in data["egress"].items()
     )
     lines.append(f"  sent     {'; '.join(sent)}")
-    for row in data["refused"]:
-        word = "audited" if row["audited"] else "refused"
-        at = f", line {row['line']}" if row["line"] else ""
-        lines.append(f"  {word}  {row['count']:,} × rule {row['rule']}{at} ({row['hook']}: {row['reason']})")
+    lines += [names.refusal_text(row) for row in data["refused"]]
     if not data["refused"]:
         lines.append("  refused  nothing in the kernel's hooks")
     if data["seccomp"]:

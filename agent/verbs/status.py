@@ -88,17 +88,7 @@ def row(
         "sockets_adopted": counters.sockets_adopted,
         "events_lost": counters.events_lost + counters.events_suppressed,
         "refusals_uncounted": counters.refusals_uncounted,
-        "refused": [
-            {
-                "hook": refused.hook.name.lower(),
-                "reason": refused.reason.name.lower(),
-                "rule": names.rule_name(refused, versions),
-                "line": names.rule_line(refused, versions),
-                "audited": refused.audited,
-                "count": count,
-            }
-            for refused, count in sorted(refusals.items(), key=lambda item: -item[1])
-        ],
+        "refused": names.refusals(refusals, versions),
     }
 
 
@@ -166,9 +156,7 @@ def details(write: Any, item: Mapping[str, Any]) -> None:
         return
     write(f"\n{item['cgroup']}", markup=False)
     for refused in item["refused"]:
-        word = "audited" if refused["audited"] else "refused"
-        at = f", line {refused['line']}" if refused["line"] else ""
-        write(f"  {word} {refused['count']:,} × rule {refused['rule']}{at} ({refused['hook']}: {refused['reason']})", markup=False)
+        write(names.refusal_text(refused), markup=False)
     for sentence in item["not_covered"]:
         write(f"  not covered: {sentence}", markup=False)
     if item["sockets_adopted"]:
