@@ -21,7 +21,7 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)  # as a program that SIGPIPE ends
-    except Exception as e:
+    except Exception as e:  # noqa: BLE001 - the last resort: whatever it is, it is shown as a bug, with status 3
         sys.exit(_other(e))
     sys.exit(status or 0)
 

@@ -18,6 +18,9 @@ from agent.kernel.seam import Counters, Enrolment, Kernel, Refused, RuleName, Ve
 from agent.policy.compile import Tables, compile_policy
 from agent.policy.model import Action, Bind, Family, Mode, Policy, Protocol, Unenforced
 
+AS_IT_IS = Flag(0)
+"""How a cgroup is enrolled that others made and that may have processes."""
+
 
 def flags_of(policy: Policy) -> Flag:
     """The part of a policy that fits in one word: what is not about destinations."""
@@ -95,11 +98,11 @@ class Controller:
                 return path
         return None
 
-    def enrol(self, cgroup: Path, policy: Compiled, how: Flag = Flag(0)) -> Enrolment:
+    def enrol(self, cgroup: Path, policy: Compiled, how: Flag = AS_IT_IS) -> Enrolment:
         """Put one cgroup under a policy, or switch it to another; see ``enrol_all``."""
         return self.enrol_all([cgroup], policy, how)[0]
 
-    def enrol_all(self, cgroups: Sequence[Path], policy: Compiled, how: Flag = Flag(0)) -> list[Enrolment]:
+    def enrol_all(self, cgroups: Sequence[Path], policy: Compiled, how: Flag = AS_IT_IS) -> list[Enrolment]:
         """Put cgroups under a policy, or switch them to another: one map write each.
 
         ``how``: BORN when they have had no process yet, RUN when they are `weir run`'s; a switch keeps them.
@@ -195,4 +198,3 @@ class Controller:
         """What a slot has counted: bytes and refusals."""
         refusals = {refused: n for refused, n in self._kernel.refusals().items() if refused.slot == slot}
         return self._kernel.counters(slot), refusals
-

@@ -173,10 +173,11 @@ def wait_for(start: Start, enter: Callable[[], None]) -> int:
     While it runs, weir itself is ended by nothing but SIGKILL. Raises StartError when it could not be started.
     """
     child = 0
+    early: list[int] = []  # came before the command's process id was known
 
     def forward(number: int, _frame: object) -> None:
         if not child:
-            raise SystemExit(128 + number)
+            return early.append(number)
         with suppress(ProcessLookupError):
             os.kill(child, number)
 
@@ -192,6 +193,8 @@ def wait_for(start: Start, enter: Callable[[], None]) -> int:
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         child = spawn(start, enter)
+        for number in early:
+            forward(number, None)
         _, status = os.waitpid(child, 0)
     finally:
         for number, handler in before.items():

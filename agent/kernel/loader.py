@@ -73,7 +73,7 @@ def compile_and_load(folder: Path, program: str, flags: tuple[str, ...]) -> Mapp
     with source.header_tree(folder) as tree:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
         BPF = binding().BPF
-        with captured_stderr() as log:
+        with CapturedStderr() as log:
             try:
                 module = BPF(text=program, cflags=list(flags))
             except Exception as e:  # BCC raises no narrower type
@@ -116,10 +116,10 @@ keep: list[Any] = []
 """BCC closes the programs when its object goes away: it stays until the process ends."""
 
 
-class captured_stderr:
+class CapturedStderr:
     """BCC and LLVM write their logs to descriptor 2, not to sys.stderr: collect them in memory."""
 
-    def __enter__(self) -> captured_stderr:
+    def __enter__(self) -> CapturedStderr:
         self._saved = os.dup(2)
         self._file = os.memfd_create("weir-log")
         os.dup2(self._file, 2)

@@ -58,7 +58,9 @@ def header_tree(folder: Path) -> Iterator[Path]:
     uapi = {
         "linux": Path("/usr/include/linux"),
         "asm-generic": Path("/usr/include/asm-generic"),
-        "asm": next((p for p in (Path("/usr/include") / machine / "asm", Path("/usr/include/asm")) if p.exists()), None),
+        "asm": next(
+            (p for p in (Path("/usr/include") / machine / "asm", Path("/usr/include/asm")) if p.exists()), None
+        ),
     }
     missing = [name for name, path in uapi.items() if path is None or not path.exists()]
     if missing:

@@ -23,7 +23,9 @@ from agent.policy.model import format_address
 PROTOCOLS = {6: "tcp", 17: "udp"}
 
 
-@click.command(epilog="\b\nExamples:\n  weir events                  # what is waiting, then stop\n  weir events -f --json | jq .rule")
+@click.command(
+    epilog="\b\nExamples:\n  weir events                  # what is waiting, then stop\n  weir events -f --json | jq .rule"
+)
 @click.option("--follow", "-f", is_flag=True, help="Wait for more until interrupted.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def events(follow: bool, as_json: bool) -> int:
@@ -87,4 +89,6 @@ def as_text(data: Mapping[str, Any]) -> str:
     who = f"{data['comm']}[{data['pid']}]" if data["pid"] else "packet"
     where = f" {data['address']} port {data['port']}" if data["address"] else ""
     rule = f"{data['policy']}/{data['rule']}" + (f" (line {data['line']})" if data["line"] else "")
-    return f"{data['time']} {data['action']} {data['hook']} {data['protocol']}{where} by {rule}: {who} in {data['cgroup']}"
+    return (
+        f"{data['time']} {data['action']} {data['hook']} {data['protocol']}{where} by {rule}: {who} in {data['cgroup']}"
+    )

@@ -88,7 +88,9 @@ def refuse_when_enrolled(kernel: PinnedKernel, place: Place) -> None:
     """Raise WeirError when a living cgroup is under a policy."""
     Controller(kernel, place.root).collect()
     paths = place.living()
-    enrolled = [str(paths[number]) for number in kernel.enrolments() if number in paths and paths[number] != place.slice]
+    enrolled = [
+        str(paths[number]) for number in kernel.enrolments() if number in paths and paths[number] != place.slice
+    ]
     if enrolled:
         raise WeirError(
             f"{len(enrolled)} cgroups are under a policy, {enrolled[0]} among them",

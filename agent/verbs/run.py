@@ -30,7 +30,9 @@ Examples:
 
 
 @click.command(epilog=EPILOG, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--policy", "-p", default="appengine", show_default=True, help="A policy file, or a shipped policy's name.")
+@click.option(
+    "--policy", "-p", default="appengine", show_default=True, help="A policy file, or a shipped policy's name."
+)
 @click.option("--user", "-u", help="Run as this user: NAME, UID, NAME:GROUP or UID:GID.")
 @click.option("--inherit-fds", is_flag=True, help="Keep inherited descriptors, network sockets included.")
 @click.option("--json", "as_json", is_flag=True, help="Write the summary as one line of JSON.")

@@ -19,7 +19,9 @@ from agent.kernel.seam import Enrolment, Refused, Version
 from agent.place import Place
 
 
-@click.command(epilog="\b\nExamples:\n  weir status\n  weir status --json | jq '.cgroups[] | select(.layers.hooks == false)'")
+@click.command(
+    epilog="\b\nExamples:\n  weir status\n  weir status --json | jq '.cgroups[] | select(.layers.hooks == false)'"
+)
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 def status(as_json: bool) -> int:
     """Show each cgroup under a policy: mode, layers in force and what they leave uncovered, bytes, refusals."""
@@ -128,8 +130,21 @@ def show(data: Mapping[str, Any]) -> None:
         return
     console.print(f"loaded: build {data['build']}, a refused call answers {data['errno']}")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("CGROUP", "POLICY", "MODE", "HOOKS", "SECCOMP", "LSM", "PUBLIC B", "PRIVATE B", "LOOPBACK B", "REFUSED"):
-        table.add_column(title, justify="right" if title.endswith(" B") or title == "REFUSED" else "left", overflow="fold")
+    for title in (
+        "CGROUP",
+        "POLICY",
+        "MODE",
+        "HOOKS",
+        "SECCOMP",
+        "LSM",
+        "PUBLIC B",
+        "PRIVATE B",
+        "LOOPBACK B",
+        "REFUSED",
+    ):
+        table.add_column(
+            title, justify="right" if title.endswith(" B") or title == "REFUSED" else "left", overflow="fold"
+        )
     for item in data["cgroups"]:
         layers = item["layers"]
         table.add_row(
