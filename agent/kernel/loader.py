@@ -10,7 +10,9 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,7 @@ def compile_and_load(folder: Path, program: str, flags: tuple[str, ...]) -> Mapp
     with source.header_tree(folder) as tree:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
         BPF = binding().BPF
-        with CapturedStderr() as log:
+        with captured_stderr() as log:
             try:
                 module = BPF(text=program, cflags=list(flags))
             except Exception as e:  # BCC raises no narrower type
@@ -116,24 +118,30 @@ keep: list[Any] = []
 """BCC closes the programs when its object goes away: it stays until the process ends."""
 
 
-class CapturedStderr:
+@contextmanager
+def captured_stderr() -> Iterator[Log]:
     """BCC and LLVM write their logs to descriptor 2, not to sys.stderr: collect them in memory."""
+    saved = os.dup(2)
+    file = os.memfd_create("weir-log")
+    os.dup2(file, 2)
+    try:
+        yield Log(file)
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(file)
 
-    def __enter__(self) -> CapturedStderr:
-        self._saved = os.dup(2)
-        self._file = os.memfd_create("weir-log")
-        os.dup2(self._file, 2)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        os.dup2(self._saved, 2)
-        os.close(self._saved)
-        os.close(self._file)
+@dataclass(frozen=True)
+class Log:
+    """What was written to descriptor 2."""
+
+    file: int
 
     def tail(self, lines: int = 12) -> str:
         """The last lines of the log, and how many were left out."""
-        size = os.lseek(self._file, 0, os.SEEK_END)
-        log = os.pread(self._file, size, 0).decode(errors="replace").rstrip().splitlines()
+        size = os.lseek(self.file, 0, os.SEEK_END)
+        log = os.pread(self.file, size, 0).decode(errors="replace").rstrip().splitlines()
         log = [line for line in log if "warning:" not in line]
         omitted = len(log) - lines
         shown = [f"    {line}" for line in log[-lines:]]

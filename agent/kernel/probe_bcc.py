@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.errors import WeirError
 from agent.kernel import source
-from agent.kernel.loader import binding, CapturedStderr
+from agent.kernel.loader import binding, captured_stderr
 
 LSM = """
 struct socket;
@@ -38,7 +38,7 @@ def refusal_of_lsm() -> str | None:
     """What BCC says when the LSM program is refused, None when it was loaded and attached for a moment."""
     BPF: Any = binding().BPF
     folder = source.directory()
-    with source.header_tree(folder) as tree, CapturedStderr() as log:
+    with source.header_tree(folder) as tree, captured_stderr() as log:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
         try:
             BPF(text=LSM, cflags=["-Wno-macro-redefined"]).cleanup()
