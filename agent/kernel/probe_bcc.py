@@ -37,14 +37,16 @@ def main() -> int:
 def refusal_of_lsm() -> str | None:
     """What BCC says when the LSM program is refused, None when it was loaded and attached for a moment."""
     BPF: Any = binding().BPF
-    folder = source.directory()
-    with source.header_tree(folder) as tree, captured_stderr() as log:
-        os.environ["BCC_KERNEL_SOURCE"] = str(tree)
-        try:
-            BPF(text=LSM, cflags=["-Wno-macro-redefined"]).cleanup()
-        except Exception as e:  # noqa: BLE001 - BCC raises no narrower type
-            said = log.tail().split("\n")[-1].strip()  # the errno is in the log; BCC's own sentence guesses
-            return said or str(e)
+    try:
+        with source.header_tree(source.directory()) as tree, captured_stderr() as log:
+            os.environ["BCC_KERNEL_SOURCE"] = str(tree)
+            try:
+                BPF(text=LSM, cflags=["-Wno-macro-redefined"]).cleanup()
+            except Exception as e:  # noqa: BLE001 - BCC raises no narrower type
+                said = log.tail().split("\n")[-1].strip()  # the errno is in the log; BCC's own sentence guesses
+                return said or str(e)
+    except WeirError as e:
+        return e.message
     return None
 
 
