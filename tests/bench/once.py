@@ -22,7 +22,7 @@ from agent.place import Place
 from tests.bench.place import policy_with
 from tests.bench.programs import compiled_empty
 
-_IMPORT = "import os, sys, time; t = time.perf_counter(); {}; sys.stdout.write(str(time.perf_counter() - t)); os._exit(0)"
+_IMPORT = "import os, time; t = time.perf_counter(); {}; print(time.perf_counter() - t, flush=True); os._exit(0)"
 
 
 @dataclass(frozen=True)

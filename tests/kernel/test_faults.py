@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shlex
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -54,7 +56,14 @@ def without(what: str, *arguments: str) -> list[str]:
 
 
 def as_nobody() -> list[str]:
-    return [need.command("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups"]
+    """The beginning of a command that runs as user nobody, who can read this checkout wherever it is (/root is closed)."""
+    setpriv = [need.command("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups"]
+    closed = next((path for path in reversed(ROOT.parents) if not path.stat().st_mode & stat.S_IXOTH), None)
+    if closed is None:
+        return setpriv
+    root, over = shlex.quote(str(ROOT)), shlex.quote(str(closed))
+    opened = f"mount --bind {root} /mnt\nmount -t tmpfs -o mode=755 tmpfs {over}\nmkdir -p {root}\nmount --bind /mnt {root}"
+    return without(f"{opened}\ncd {root}", *setpriv)
 
 
 def library(name: str) -> Path:
