@@ -147,7 +147,7 @@ class Controller:
             known = present.get(number)
             kept = (known.flags if known else how) & (Flag.BORN | Flag.RUN)
             enrolments.append(Enrolment(known.slot if known else next(free), version, flags | kept))
-        for number, enrolment in zip(cgroup_ids, enrolments):
+        for number, enrolment in zip(cgroup_ids, enrolments, strict=True):
             self._kernel.enrol(number, enrolment)
         return enrolments
 
@@ -174,7 +174,8 @@ class Controller:
         """Remove the programs from a cgroup when nothing at or below it needs them."""
         path = tree.paths_by_id(self._root).get(cgroup_id)
         if path is None:
-            return self._kernel.sweep()
+            self._kernel.sweep()
+            return
         inside = {tree.cgroup_id(path), *(number for number in self._ids_below(path))}
         if cgroup_id in self._kernel.attached() and not inside & self._kernel.enrolments().keys():
             self._kernel.detach(cgroup_id)

@@ -177,7 +177,8 @@ def wait_for(start: Start, enter: Callable[[], None]) -> int:
 
     def forward(number: int, _frame: object) -> None:
         if not child:
-            return early.append(number)
+            early.append(number)
+            return
         with suppress(ProcessLookupError):
             os.kill(child, number)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes as c
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -145,10 +146,8 @@ def map_by_id(number: int) -> int:
 
 def delete(fd: int, key: Any) -> None:
     """Remove one element; one that is not there is no error."""
-    try:
+    with suppress(FileNotFoundError):
         _call("bpf_map_delete_elem", fd, c.byref(key))
-    except FileNotFoundError:
-        pass
 
 
 def keys(fd: int, key_type: Any) -> Iterator[Any]:
@@ -180,7 +179,7 @@ def update_batch(fd: int, keys_: Any, values: Any) -> None:
     try:
         _call("bpf_map_update_batch", fd, keys_, values, c.byref(count), c.byref(options))
     except OSError:
-        for key, value in zip(keys_, values):
+        for key, value in zip(keys_, values, strict=True):
             update(fd, key, value)
 
 
@@ -218,10 +217,8 @@ class RingBuffer:
 
     def poll(self, milliseconds: int) -> Sequence[bytes]:
         """The records that are there, waiting at most so long for the first."""
-        try:
+        with suppress(InterruptedError):
             _call("ring_buffer__poll", self._ring, milliseconds)
-        except InterruptedError:
-            pass
         taken, self._records = self._records, []
         return taken
 

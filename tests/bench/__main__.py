@@ -76,7 +76,9 @@ def own_place() -> Place:
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, help="How often each workload gets fresh clients, for each load.")
+@click.option(
+    "--rounds", default=5, show_default=True, help="How often each workload gets fresh clients, for each load."
+)
 @click.option("--turns", default=20, show_default=True, help="Batches of each client.")
 @click.option("--loads", default=5, show_default=True, help="How often the programs are loaded anew: see RESULTS.md.")
 @click.option("--times", default=5, show_default=True, help="How often what is paid once is measured.")

@@ -84,7 +84,9 @@ class Client:
 
 
 @contextmanager
-def _clients(binary: Path, world: World, workload: Workload, arms: Sequence[Arm], core: int) -> Iterator[dict[str, Client]]:
+def _clients(
+    binary: Path, world: World, workload: Workload, arms: Sequence[Arm], core: int
+) -> Iterator[dict[str, Client]]:
     with ExitStack() as stack:
         started = {}
         for arm in arms:
@@ -111,7 +113,9 @@ def measure(
     rng = random.Random(rounds)
     for _ in range(rounds):
         for workload in WORKLOADS:
-            attach(True)  # the clients' sockets must have an owner: weir refuses one made outside to a cgroup born under it
+            attach(
+                True
+            )  # the clients' sockets must have an owner: weir refuses one made outside to a cgroup born under it
             with _clients(binary, world, workload, arms, core) as clients:
                 for client in clients.values():
                     client.batch()  # warms caches

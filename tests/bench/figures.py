@@ -39,8 +39,8 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
 def figure(samples: Samples, workload: str, arm: str) -> Figure:
     """``ratio`` is to the bare arm's median, ``to_floor`` what the arm adds over what the empty programs add."""
     values, bare = samples[workload, arm], samples[workload, BARE]
-    added = [a - b for a, b in zip(values, bare)]
-    floor = median(a - b for a, b in zip(samples[workload, EMPTY], bare))
+    added = [a - b for a, b in zip(values, bare, strict=True)]
+    floor = median(a - b for a, b in zip(samples[workload, EMPTY], bare, strict=True))
     low, high = _quartiles(added)
     # The standard error of a median of n normal values is 1.253 sigma / sqrt(n); their quartiles lie 1.349 sigma apart.
     error = 2 * 1.253 * (high - low) / 1.349 / len(added) ** 0.5

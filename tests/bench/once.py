@@ -61,7 +61,10 @@ def loading(place: Place, times: int) -> list[Cost]:
     for _ in range(times):
         taken += timed(cold, 1)
         place.pins.remove()
-    imported = [float(subprocess.check_output([sys.executable, "-c", _IMPORT.format("import bcc")])) * 1000 for _ in range(times)]
+    imported = [
+        float(subprocess.check_output([sys.executable, "-c", _IMPORT.format("import bcc")])) * 1000
+        for _ in range(times)
+    ]
     nothing = timed(lambda: subprocess.run([sys.executable, "-c", ""], check=True), times)
     return [
         Cost("load: loader's start to everything pinned", tuple(taken), "ms", "budget 1,000 with attach"),

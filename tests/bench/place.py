@@ -49,7 +49,11 @@ def policy_with(prefixes: int) -> Policy:
             prefix = Prefix((0x2000 << 112 | rng.getrandbits(112)) >> (128 - length) << (128 - length), length)
         else:
             length = rng.randint(112, 128)
-            address = rng.getrandbits(32) if rng.random() < 0.5 else 0x5DB80000 ^ 1 << rng.randint(16, 25) ^ rng.getrandbits(16)
+            address = (
+                rng.getrandbits(32)
+                if rng.random() < 0.5
+                else 0x5DB80000 ^ 1 << rng.randint(16, 25) ^ rng.getrandbits(16)
+            )
             prefix = Prefix((0xFFFF << 32 | address) >> (128 - length) << (128 - length), length)
         if not any(prefix.contains(other.address) or other.contains(prefix.address) for other in spared):
             chosen.add(prefix)

@@ -59,7 +59,9 @@ def text(samples: Samples, costs: Sequence[Cost], loads: int) -> str:
         )
     ]
     for workload in WORKLOADS:
-        parts.append(f"\n## {workload.name}\n\n| way to run | median | min to max | added | ratio | to floor |\n|---|---|---|---|---|---|\n")
+        parts.append(
+            f"\n## {workload.name}\n\n| way to run | median | min to max | added | ratio | to floor |\n|---|---|---|---|---|---|\n"
+        )
         for arm in (BARE, OUTSIDE, EMPTY, *(weir(prefixes) for prefixes in PREFIXES)):
             f = figure(samples, workload.name, arm)
             row = f"| {arm} | {f.median:,.0f} | {f.least:,.0f} to {f.most:,.0f} |"

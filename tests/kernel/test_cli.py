@@ -224,7 +224,7 @@ def test_two_runs_at_once(here: Site) -> None:
         rows = {row["policy"]: row for row in here.status()["cgroups"] if row["policy"]}
         assert rows.keys() == {"one", "two"}
         assert all(row["layers"]["seccomp"] == "1/1" and row["layers"]["hooks"] for row in rows.values())
-        for process, port in zip(runs, (first, second)):
+        for process, port in zip(runs, (first, second), strict=True):
             output, errors = process.communicate("go\n", timeout=TIMEOUT)
             assert output == f"{port}\n"
             assert sum(row["count"] for row in summary(errors)["refused"]) == 2

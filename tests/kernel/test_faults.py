@@ -62,7 +62,9 @@ def as_nobody() -> list[str]:
     if closed is None:
         return setpriv
     root, over = shlex.quote(str(ROOT)), shlex.quote(str(closed))
-    opened = f"mount --bind {root} /mnt\nmount -t tmpfs -o mode=755 tmpfs {over}\nmkdir -p {root}\nmount --bind /mnt {root}"
+    opened = (
+        f"mount --bind {root} /mnt\nmount -t tmpfs -o mode=755 tmpfs {over}\nmkdir -p {root}\nmount --bind /mnt {root}"
+    )
     return without(f"{opened}\ncd {root}", *setpriv)
 
 
@@ -71,9 +73,7 @@ def library(name: str) -> Path:
     handle = ctypes.CDLL(name)
     assert handle
     lines = Path("/proc/self/maps").read_text().splitlines()
-    return next(
-        Path(line.split()[5]) for line in lines if line.split()[-1].split("/")[-1].startswith(name.split(".so")[0])
-    )
+    return next(Path(line.split()[5]) for line in lines if line.rpartition("/")[2].startswith(name.partition(".so")[0]))
 
 
 def verbs(arguments: Sequence[str], cgroup: Path) -> list[str]:

@@ -55,8 +55,10 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 def run(names: int, *argv: str | Path, bind: str = "deny", **environment: str) -> str:
     """Return what the program prints when it runs in the namespaces under the filter."""
     done = subprocess.run(
-        ["nsenter", f"--net=/proc/{names}/ns/net", f"--mount=/proc/{names}/ns/mnt", f"--wd={_ROOT}"]
-        + [sys.executable, "-m", "tests.kernel.seccomp_start", json.dumps({"bind": bind}), *map(str, argv)],
+        [
+            *("nsenter", f"--net=/proc/{names}/ns/net", f"--mount=/proc/{names}/ns/mnt", f"--wd={_ROOT}"),
+            *(sys.executable, "-m", "tests.kernel.seccomp_start", json.dumps({"bind": bind}), *map(str, argv)),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

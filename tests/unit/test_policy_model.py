@@ -68,7 +68,7 @@ def test_parse(text: str, prefix: tuple[int, int]) -> None:
     ],
 )
 def test_parse_refuses(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match="^'") as caught:
+    with pytest.raises(ValueError, match=r"^'") as caught:
         Prefix.parse(text)
     assert message in str(caught.value)
 

@@ -123,7 +123,7 @@ def test_write_replaces_the_file_in_one_step(tmp_path: Path) -> None:
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "google.txt").mkdir()
-    with pytest.raises(WeirError, match="google.txt cannot be written"):
+    with pytest.raises(WeirError, match=r"google\.txt cannot be written"):
         write(tmp_path / "google.txt", "new\n")
     assert [entry.name for entry in tmp_path.iterdir()] == ["google.txt"]
     with pytest.raises(WeirError, match="cannot be written: No such file or directory"):
