@@ -38,7 +38,7 @@ mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracin
 ip link set lo up
 cd {repository} || exit
 uname -r >{shared}/booted
-env PYTHONDONTWRITEBYTECODE=1 {variables} {command}
+env PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 {variables} {command}
 echo $? >{shared}/status
 """
 
