@@ -48,18 +48,18 @@ enum weir_hook {
 
 enum weir_reason {
 	WEIR_REASON_NONE = 0,
-	WEIR_REASON_RULE = 1,		 /* a rule of the policy, or its default, denies the destination */
-	WEIR_REASON_NO_POLICY = 2,	 /* the cgroup is enrolled, but its policy version is not in the kernel */
-	WEIR_REASON_FAMILY = 3,		 /* socket() of a family outside the policy */
-	WEIR_REASON_PROTOCOL = 4,	 /* neither TCP nor UDP, or one that the policy leaves out */
-	WEIR_REASON_BIND = 5,		 /* bind() to an address or port that the policy refuses */
-	WEIR_REASON_TRANSFER = 6,	 /* the socket was made in another container */
-	WEIR_REASON_LISTEN = 7,		 /* a packet to or from a listening socket */
-	WEIR_REASON_UNSOLICITED = 8,	 /* a datagram from a peer that the socket has not sent to */
-	WEIR_REASON_SIMULTANEOUS = 9,	 /* a SYN to a socket that is itself connecting */
-	WEIR_REASON_HEADER = 10,	 /* IPv4 options, IPv6 extension headers, fragments, or no header to read */
+	WEIR_REASON_RULE = 1,		  /* a rule of the policy, or its default, denies the destination */
+	WEIR_REASON_NO_POLICY = 2,	  /* the cgroup is enrolled, but its policy version is not in the kernel */
+	WEIR_REASON_FAMILY = 3,		  /* socket() of a family outside the policy */
+	WEIR_REASON_PROTOCOL = 4,	  /* neither TCP nor UDP, or one that the policy leaves out */
+	WEIR_REASON_BIND = 5,		  /* bind() to an address or port that the policy refuses */
+	WEIR_REASON_TRANSFER = 6,	  /* the socket was made in another container */
+	WEIR_REASON_LISTEN = 7,		  /* a packet to or from a listening socket */
+	WEIR_REASON_UNSOLICITED = 8,	  /* a datagram from a peer that the socket has not sent to */
+	WEIR_REASON_SIMULTANEOUS = 9,	  /* a SYN to a socket that is itself connecting */
+	WEIR_REASON_HEADER = 10,	  /* IPv4 options, IPv6 extension headers, fragments, or no header to read */
 	WEIR_REASON_LOOPBACK_DEVICE = 11, /* a loopback address on another device than lo */
-	WEIR_REASON_MEMORY = 12,	 /* no memory to remember the socket's owner */
+	WEIR_REASON_MEMORY = 12,	  /* no memory to remember the socket's owner */
 };
 
 enum weir_destination {
@@ -70,7 +70,7 @@ enum weir_destination {
 };
 
 /* Flags of a policy, and of the way a cgroup was enrolled. */
-#define WEIR_AUDIT 0x0001 /* count and report, refuse nothing */
+#define WEIR_AUDIT 0x0001  /* count and report, refuse nothing */
 #define WEIR_LISTEN 0x0002 /* listening and unsolicited datagrams are allowed */
 #define WEIR_BIND_ANY 0x0004
 #define WEIR_BIND_EPHEMERAL 0x0008 /* port 0 on a wildcard or loopback address */
@@ -83,7 +83,7 @@ enum weir_destination {
 #define WEIR_WANTS_NAMES 0x0200
 #define WEIR_WANTS_OPTIONS 0x0400
 #define WEIR_WANTS_IDLE 0x0800
-#define WEIR_RUN 0x4000  /* made by `weir run`; the programs do not read it */
+#define WEIR_RUN 0x4000	 /* made by `weir run`; the programs do not read it */
 #define WEIR_BORN 0x8000 /* enrolled before its first process: it can have no socket of unknown origin */
 
 /* An IPv6 address, or IPv4 as ::ffff:a.b.c.d; network byte order. */
@@ -94,8 +94,8 @@ struct weir_address {
 struct weir_config {
 	__u32 abi;
 	__u32 generation;
-	__u64 secret; /* random for each load: keys the hash of UDP peers */
-	__u64 build;  /* first bytes of the SHA-256 of the programs' text; written when all links run them */
+	__u64 secret;	   /* random for each load: keys the hash of UDP peers */
+	__u64 build;	   /* first bytes of the SHA-256 of the programs' text; written when all links run them */
 	__u32 next_policy; /* numbers of policy versions are never used again */
 	__u32 has_retval;  /* the programs choose the errno of a refusal (bpf_set_retval, Linux 5.18) */
 };

@@ -12,8 +12,13 @@ static __always_inline bool is_ephemeral(struct weir_address *at, u16 port)
 
 static __always_inline int judge_bind(struct bpf_sock_addr *ctx, struct weir_address *at)
 {
-	struct weir_attempt what = {.to = at, .port = bpf_ntohs(ctx->user_port), .protocol = ctx->protocol,
-				    .hook = WEIR_HOOK_BIND, .rule = WEIR_DEFAULT_RULE};
+	struct weir_attempt what = {
+		.to = at,
+		.port = bpf_ntohs(ctx->user_port),
+		.protocol = ctx->protocol,
+		.hook = WEIR_HOOK_BIND,
+		.rule = WEIR_DEFAULT_RULE,
+	};
 	struct weir_address asked = *at;
 	struct weir_identity who;
 	bool managed;

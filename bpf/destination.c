@@ -64,8 +64,13 @@ static __always_inline u8 judge_destination(struct bpf_sock_addr *ctx, struct we
 
 static __always_inline int judge(struct bpf_sock_addr *ctx, u8 hook, const struct weir_address *to, bool to_given)
 {
-	struct weir_attempt what = {.to = to, .port = bpf_ntohs(ctx->user_port), .protocol = ctx->protocol,
-				    .hook = hook, .rule = WEIR_DEFAULT_RULE};
+	struct weir_attempt what = {
+		.to = to,
+		.port = bpf_ntohs(ctx->user_port),
+		.protocol = ctx->protocol,
+		.hook = hook,
+		.rule = WEIR_DEFAULT_RULE,
+	};
 	struct weir_identity who;
 	struct weir_socket *s;
 	bool managed;

@@ -36,7 +36,8 @@ struct events_table_t {
 	u32 max_entries;
 };
 __attribute__((section("maps/ringbuf:" WEIR_PIN("events")))) struct events_table_t events = {
-	.max_entries = WEIR_EVENTS_BYTES};
+	.max_entries = WEIR_EVENTS_BYTES,
+};
 
 static __always_inline struct weir_counters *counters_of(u32 slot)
 {

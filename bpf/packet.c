@@ -7,8 +7,8 @@ struct weir_packet {
 	u16 destination_port;
 	u8 protocol;
 	u8 tcp_flags;
-	u32 headers;  /* bytes of IP and TCP or UDP headers that each segment repeats */
-	u32 unsent;   /* bytes of a header that never reaches the wire */
+	u32 headers; /* bytes of IP and TCP or UDP headers that each segment repeats */
+	u32 unsent;  /* bytes of a header that never reaches the wire */
 };
 
 #define TCP_SYN 0x02

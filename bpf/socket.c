@@ -43,7 +43,11 @@ static __always_inline bool remember_owner(struct bpf_sock *ctx, u32 now, struct
 
 int weir_sock_create(struct bpf_sock *ctx)
 {
-	struct weir_attempt what = {.protocol = ctx->protocol, .hook = WEIR_HOOK_SOCK_CREATE, .rule = WEIR_DEFAULT_RULE};
+	struct weir_attempt what = {
+		.protocol = ctx->protocol,
+		.hook = WEIR_HOOK_SOCK_CREATE,
+		.rule = WEIR_DEFAULT_RULE,
+	};
 	struct weir_enrolled *enrolled;
 	struct weir_identity who;
 	u32 now = generation();

@@ -64,7 +64,8 @@ static __always_inline bool is_peer(struct __sk_buff *skb, const struct weir_add
 }
 
 static __always_inline u8 judge_egress(struct __sk_buff *skb, struct weir_identity *who, struct weir_attempt *what,
-				       struct weir_packet *p, struct bpf_sock *sk, struct weir_socket *s, u32 *destination)
+				       struct weir_packet *p, struct bpf_sock *sk, struct weir_socket *s,
+				       u32 *destination)
 {
 	u32 verdict;
 

@@ -8,7 +8,7 @@
  * more than atomic adds: exchange and compare-and-exchange are not there before Linux 5.12. */
 
 #define VERDICT(rule, destination, deny) ((u32)(rule) << 16 | (u32)(destination) << 8 | (deny))
-#define VERDICT_DENY(v) ((v)&0xff)
+#define VERDICT_DENY(v) ((u8)(v))
 #define VERDICT_DESTINATION(v) ((v) >> 8 & 0xff)
 #define VERDICT_RULE(v) ((v) >> 16)
 #define NO_VERDICT VERDICT(WEIR_DEFAULT_RULE, WEIR_PUBLIC, 2) /* the policy version is not there: refused */
