@@ -24,7 +24,9 @@ test: setup-test .venv/installed
 
 lint: setup-lint .venv/installed
 	.venv/bin/ruff check
+	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	clang-format --dry-run -Werror bpf/*.[ch]
 	git ls-files -z '*.sh' .ci/run | xargs -0 shellcheck
 
 bench: setup-test .venv/installed

@@ -21,6 +21,14 @@ def test_ruff() -> None:
     check(sys.executable, "-m", "ruff", "check")
 
 
+def test_format() -> None:
+    check(sys.executable, "-m", "ruff", "format", "--check")
+
+
+def test_c_format() -> None:
+    check(need.command("clang-format"), "--dry-run", "-Werror", *_ROOT.glob("bpf/*.[ch]"))
+
+
 def test_types() -> None:
     check(sys.executable, "-m", "mypy")
 
