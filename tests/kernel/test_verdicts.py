@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import random
@@ -10,6 +11,7 @@ import threading
 import time
 from collections import Counter
 
+from agent.kernel import abi, libbpf
 from tests.kernel.attempts import LONG
 from tests.kernel.cage import Box, Cage, Link, errno_of
 from tests.kernel.network import quiet
@@ -19,7 +21,9 @@ from tests.world import World
 
 LOWER, UPPER = "10.0.0.0/9", "10.128.0.0/9"
 NO_LOWER, NO_UPPER = policy(deny(LOWER)), policy(deny(UPPER))
-SENDS = max(500, int(5000 * float(os.environ.get("WEIR_TEST_SCALE", "1"))))
+SCALE = float(os.environ.get("WEIR_TEST_SCALE", "1"))
+SENDS = max(500, int(5000 * SCALE))
+VERSIONS = max(5, int(40 * SCALE))
 THREADS = 4
 
 
@@ -128,3 +132,37 @@ def test_nothing_leaves_after_a_switch(box: Box, world: World) -> None:
             while world.counter("switched") == stopped and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert world.counter("switched").packets > before.packets
+
+
+def number_next_version(cage: Cage, number: int) -> None:
+    """Let the next policy version have that number, as if so many had been there."""
+    fd, first, config = libbpf.obj_get(cage.place.pins.maps / "config"), ctypes.c_uint32(0), abi.Config()
+    try:
+        libbpf.lookup(fd, first, config)
+        config.next_policy = number
+        libbpf.update(fd, first, config)
+    finally:
+        os.close(fd)
+
+
+def test_same_destinations_under_many_versions(box: Box, cage: Cage) -> None:
+    """With far-apart numbers some version's verdict lies where another's is looked for: it must not be taken for it."""
+    flows = [f"10.{number}.{number}.1" for number in range(100)]
+
+    def job(link: Link) -> None:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # the memory is each CPU's own
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            while True:
+                link.receive()
+                link.send({errno_of(lambda to=to: udp.sendto(b"x", (to, SINK_PORT))) for to in flows})  # type: ignore[misc]
+
+    chosen = random.Random(5)
+    refused = cage.errno(errno.EACCES)
+    with box.start(job) as link:
+        for number in sorted(chosen.sample(range(1 << 20, 1 << 30), VERSIONS)):
+            lower = chosen.random() < 0.5
+            number_next_version(cage, number)
+            box.enrol(policy(deny(LOWER if lower else UPPER), deny(f"192.0.{number >> 8 & 255}.{number & 255}")))
+            box.forget()
+            link.send()
+            assert link.receive() == {refused if lower else 0}, number
