@@ -153,6 +153,21 @@ def test_all_slots_taken(kernel: FakeKernel, controller: Controller, tmp_path: P
     controller.enrol(two, compiled(DENY_ALL))  # a switch needs no new place
 
 
+def test_many_at_once(kernel: FakeKernel, controller: Controller, tmp_path: Path) -> None:
+    """Known and new cgroups in one call: known ones keep their slots, and nothing changes when one has no place."""
+    kernel.capacity = 4
+    one, two, three, four = make(tmp_path, "one", "two", "three", "four")
+    before = controller.enrol(two, compiled(ALLOW_ALL), Flag.BORN)
+    enrolments = controller.enrol_all([one, two, three], compiled(DENY_ALL))
+    assert [enrolment.slot for enrolment in enrolments] == [2, before.slot, 3]
+    assert [bool(enrolment.flags & Flag.BORN) for enrolment in enrolments] == [False, True, False]
+    assert kernel.installed.keys() == {enrolment.policy for enrolment in enrolments}
+    entries, versions = dict(kernel.entries), dict(kernel.installed)
+    with pytest.raises(WeirError, match="all 3 places"):
+        controller.enrol_all([one, four], compiled(ALLOW_ALL))
+    assert (kernel.entries, kernel.installed) == (entries, versions)
+
+
 def test_unused_versions_make_room(kernel: FakeKernel, controller: Controller, tmp_path: Path) -> None:
     (one,) = make(tmp_path, "one")
     for index in range(MAX_POLICIES + 2):
