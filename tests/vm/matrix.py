@@ -18,7 +18,7 @@ _JUNIT = "junit.xml"
 _KERNEL_TESTS = (
     ".venv/bin/pytest",
     "tests/kernel",
-    "-q",
+    "-v",
     "-p",
     "no:cacheprovider",
     f"--junitxml={guest.SHARED}/{_JUNIT}",
