@@ -69,12 +69,19 @@ int weir_sock_create(struct bpf_sock *ctx)
 int weir_sock_release(struct bpf_sock *ctx)
 {
 	struct weir_socket *s = sockets.sk_storage_get(ctx, 0, 0);
+	struct weir_enrolled *enrolled;
 	struct weir_counters *c;
+	u64 container;
 
 	/* An accepted socket has its listener's memory; socket() has not counted it. */
 	if (!s || !s->counted || (s->listener && ctx->state != WEIR_TCP_LISTEN))
 		return 1;
-	c = counters_of((u32)READ(s->owner) >> 16);
+	/* Not by the slot that the socket remembers: that may be another container's by now. */
+	container = s->container;
+	enrolled = cgroups.lookup(&container);
+	if (!enrolled)
+		return 1;
+	c = counters_of(enrolled->slot);
 	if (c)
 		add(&c->sockets_released, 1);
 	return 1;
