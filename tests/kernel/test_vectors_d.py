@@ -353,3 +353,26 @@ def test_a_slot_used_again_starts_from_zero(cage: Cage, world: World) -> None:
             assert box.counters().bytes["public"] == 33
             assert sum(box.refusals().values()) == 1
     assert slots[0] == slots[1]
+
+
+def test_a_socket_left_over_is_not_on_the_next_account(cage: Cage, world: World) -> None:
+    """Its cgroup is gone, and its slot somebody else's: it may send as its surroundings allow, but not at their cost."""
+    left, right = socket.socketpair()
+
+    def give() -> None:
+        with connected() as made:
+            made.send(b"x")
+            socket.send_fds(left, [b"x"], [made.fileno()])
+
+    with left, right:
+        with cage.box(world) as first:
+            first.enrol(NO_TEN)
+            slot = first.slot
+            first.run(give)
+        with socket.socket(fileno=socket.recv_fds(right, 1, 1)[1][0]) as made, cage.box(world) as second:
+            second.enrol(NO_TEN)
+            assert second.slot == slot
+            assert errno_of(lambda: made.send(b"x")) == 0
+            made.close()
+            assert sum(second.counters().packets.values()) == 0
+            assert second.counters().sockets_released == 0
