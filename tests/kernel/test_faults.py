@@ -5,10 +5,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shlex
 import shutil
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -24,6 +22,7 @@ from agent.kernel.pins import Pins
 from agent.kernel.seam import Enrolment
 from tests import need
 from tests.kernel.knocker import doors, forbidden_command
+from tests.kernel.prefixes import as_nobody, without
 from tests.kernel.site import ROOT, Site, one_line, site
 
 CHANGING = [["load", "--force"], ["run", "--", "true"], ["attach", "CGROUP", "-p", "audit"], ["detach", "CGROUP"]]
@@ -48,24 +47,6 @@ def state(made: Site) -> list[str]:
     finally:
         kernel.close()
     return sorted(found) + tables
-
-
-def without(what: str, *arguments: str) -> list[str]:
-    """The beginning of a command that runs in a mount namespace where a shell command has been run first."""
-    return [need.command("unshare"), "--mount", "sh", "-ec", f'{what}\nexec "$@"', "sh", *arguments]
-
-
-def as_nobody() -> list[str]:
-    """The beginning of a command that runs as user nobody, who can read this checkout wherever it is (/root is closed)."""
-    setpriv = [need.command("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups"]
-    closed = next((path for path in reversed(ROOT.parents) if not path.stat().st_mode & stat.S_IXOTH), None)
-    if closed is None:
-        return setpriv
-    root, over = shlex.quote(str(ROOT)), shlex.quote(str(closed))
-    opened = (
-        f"mount --bind {root} /mnt\nmount -t tmpfs -o mode=755 tmpfs {over}\nmkdir -p {root}\nmount --bind /mnt {root}"
-    )
-    return without(f"{opened}\ncd {root}", *setpriv)
 
 
 def library(name: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.kernel.abi import PROGRAMS
-from tests import need
+from tests.kernel.prefixes import as_nobody, without
 from tests.kernel.site import Site, site
 
 
@@ -26,10 +26,6 @@ def probe(here: Site, prefix: Sequence[str] = (), **environment: str) -> tuple[i
     answer = json.loads(done.stdout)
     assert answer["works"] is (done.returncode == 0), done.stderr
     return done.returncode, {fact["name"]: (fact["holds"], fact["reason"]) for fact in answer["facts"]}
-
-
-def without(what: str) -> list[str]:
-    return [need.command("unshare"), "--mount", "sh", "-ec", f'{what}\nexec "$@"', "sh"]
 
 
 def test_this_kernel(here: Site) -> None:
@@ -72,7 +68,7 @@ def test_something_is_missing(here: Site, what: str, name: str, words: str) -> N
 
 
 def test_no_privilege(here: Site) -> None:
-    status, facts = probe(here, [need.command("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups"])
+    status, facts = probe(here, as_nobody())
     assert status == 1
     assert facts["privilege"] == (False, "CAP_NET_ADMIN and CAP_SYS_ADMIN and CAP_BPF missing; run as root")
     assert facts["program egress"][0] is None
