@@ -234,6 +234,28 @@ def test_D4_child_enrolled_after_its_parent(box: Box, cage: Cage, world: World) 
         assert box.counters().bytes["public"] == 58
 
 
+def test_D4_child_enrolled_while_its_socket_is_outside(box: Box, cage: Cage) -> None:
+    """The socket goes by the cgroup that made it, also in the hands of a process that no container holds."""
+    left, right = socket.socketpair()
+
+    def give() -> None:
+        with datagram() as made:
+            socket.send_fds(left, [b"x"], [made.fileno()])
+
+    box.enrol(NO_TEN)
+    with left, right, box.child() as child:
+        child.run(give)
+        with socket.socket(fileno=socket.recv_fds(right, 1, 1)[1][0]) as made:
+
+            def send(address: str) -> int:
+                return errno_of(lambda: made.sendto(b"x", (address, SINK_PORT)))
+
+            refused = cage.errno(errno.EACCES)
+            assert [send(DENIED), send(ALLOWED)] == [refused, 0]
+            child.enrol(policy(deny(ALLOWED)))
+            assert [send(DENIED), send(ALLOWED)] == [0, refused]
+
+
 def test_D5_move_without_privilege(box: Box, other: Box) -> None:
     """Neither into another cgroup nor into a new one."""
 
