@@ -41,7 +41,8 @@ def load(pins: Pins, capacity: int | None = None, *, force: bool = False) -> boo
             f"Unload first (weir unload), or leave out --max-containers {capacity}.",
         )
     if present is None:
-        pins.remove_unfinished()
+        with pins.loading():
+            pins.remove_unfinished()
     wanted = capacity or (present.capacity if present else CAPACITY)
     if present and not force and present.build == source.build_number(source.text(source.directory()), (str(wanted),)):
         return False

@@ -26,7 +26,9 @@ def main() -> int:
     """Read the order on standard input: {"pins": DIR, "capacity": N}."""
     order = json.load(sys.stdin)
     try:
-        answer = load(Pins(Path(order["pins"])), int(order["capacity"]))
+        pins = Pins(Path(order["pins"]))
+        with pins.loading():
+            answer = load(pins, int(order["capacity"]))
     except WeirError as e:
         answer = {"error": e.message, "hint": e.hint}
     json.dump(answer, sys.stdout)

@@ -7,6 +7,7 @@ nothing else is ever touched.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +89,17 @@ class Pins:
                 )
             for directory in (self.base, self.maps, self.programs, self.links):
                 directory.mkdir(exist_ok=True, mode=0o700)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """A lock of the loader's own: killed, the command that started it lets go of the place while the loader works on."""
+        with explained(f"lock {self.base}"):
+            fd = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     def remove_unfinished(self) -> None:
         """Remove the maps and programs of a load or unload that was killed, unless something is still attached.

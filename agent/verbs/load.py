@@ -72,7 +72,8 @@ def unload(force: bool) -> int:
                 refuse_when_enrolled(kernel, place)
         finally:
             kernel.close()
-        place.pins.remove()
+        with place.pins.loading():
+            place.pins.remove()
     for child in place.slice.iterdir() if place.slice.exists() else []:
         if child.is_dir():
             print(f"weir: {child} still has processes, now free of their policy", file=sys.stderr)
