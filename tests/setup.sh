@@ -11,7 +11,8 @@ declare -A packages=(
 	# The test network and the two PHP programs.
 	[demo]="iproute2 nftables ethtool util-linux php-cli"
 	# Programs in C under the seccomp filter, with glibc and with musl; the layouts of bpf/abi.h by a C compiler; the
-	# memory of maps; kill -9 at the n-th system call. With a question mark: only where the archive has it; Ubuntu 24.04 has no package bpftool.
+	# memory of maps; kill -9 at the n-th system call. With a question mark: only where the archive has it; Ubuntu 24.04
+	# has no package bpftool.
 	[test]="gcc libc6-dev musl-tools strace bpftool?"
 	[lint]="shellcheck clang-format"
 	# Other kernels under QEMU.
