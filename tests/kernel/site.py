@@ -144,3 +144,26 @@ def one_line(done: subprocess.CompletedProcess[str]) -> Mapping[str, str]:
     assert lines and lines[0].startswith("weir: "), done.stderr
     assert len(lines) > 1 and lines[-1].startswith("  "), f"no hint: {done.stderr}"
     return {"message": "\n".join(lines[:-1]).removeprefix("weir: "), "hint": lines[-1].strip()}
+
+
+def wait_until_blocked(pid: int) -> None:
+    """Until a process, or a child of it, waits for a lock (/proc/locks marks those with an arrow); fails when it ends."""
+    deadline = time.monotonic() + TIMEOUT
+    while not any(pid in (waiting, stat(waiting)[1]) for waiting in waiting_for_locks()):
+        assert stat(pid)[0] not in ("Z", ""), "it has ended and waited for no lock"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def waiting_for_locks() -> list[int]:
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return [int(fields[5]) for fields in lines if fields[1] == "->"]
+
+
+def stat(pid: int) -> tuple[str, int]:
+    """A process's state and its parent; ("", 0) when it is gone (proc(5))."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except FileNotFoundError:
+        return "", 0
+    return state, int(parent)

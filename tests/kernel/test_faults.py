@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from agent.kernel.seam import Enrolment
 from tests import need
 from tests.kernel.knocker import doors, forbidden_command
 from tests.kernel.prefixes import as_nobody, without
-from tests.kernel.site import ROOT, Site, one_line, site
+from tests.kernel.site import ROOT, Site, one_line, site, wait_until_blocked
 
 CHANGING = [["load", "--force"], ["run", "--", "true"], ["attach", "CGROUP", "-p", "audit"], ["detach", "CGROUP"]]
 READING = [["status"], ["events"]]
@@ -254,18 +253,6 @@ def test_a_cgroup_that_vanishes_half_way(here: Site) -> None:
         done = subprocess.CompletedProcess(waiting.args, waiting.returncode, "", complaint)
     assert "is no cgroup" in one_line(done)["message"]
     assert state(here) == before
-
-
-def wait_until_blocked(pid: int) -> None:
-    """Until a process waits for a lock (/proc/locks marks those with an arrow)."""
-    deadline = time.monotonic() + 300
-    while not any(line.split()[1:2] == ["->"] and str(pid) in line.split() for line in locks()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def locks() -> list[str]:
-    return Path("/proc/locks").read_text().splitlines()
 
 
 @pytest.mark.parametrize("name", ["/no/such/cgroup", "..", "/tmp", "../../../tmp"])
