@@ -152,6 +152,27 @@ def test_D1_socket_of_nobody(box: Box, other: Box, cage: Cage, how: Flag) -> Non
     assert box.counters().sockets_adopted == (0 if how else 2)
 
 
+def test_D1_connected_socket_from_outside_waits_for_the_lsm_layer(box: Box, other: Box) -> None:
+    """send() on it comes to no hook, and its packets are its maker's: it gets through, uncounted.
+
+    This test says so, so that nobody thinks otherwise. `weir run` closes what is inherited (test_start.py).
+    """
+
+    def made() -> socket.socket:
+        udp = datagram()
+        udp.connect((DENIED, SINK_PORT))
+        return udp
+
+    box.enrol(NO_TEN, Flag.BORN)
+    assert handed(other, box, made, lambda udp: udp.send(b"x")) == 0
+    assert sum(box.counters().bytes.values()) == 0
+    other.enrol(NO_TEN)
+    assert handed(other, box, connected, lambda udp: udp.send(b"x")) == 0, (
+        "one of another container is under that one's rules"
+    )
+    assert other.counters().bytes["public"] == 29
+
+
 def test_D2_process_moves_out(box: Box, cage: Cage, world: World) -> None:
     """The socket stays the container's: in connect(), and packet by packet."""
     before = Path("/proc/self/cgroup").read_text().split("0::")[1].split()[0]
