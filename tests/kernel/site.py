@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.cgroups import tree
+from agent.kernel.pinned import PinnedKernel
 from agent.kernel.pins import Pins
 from agent.place import Place
 from tests import need
@@ -101,6 +102,19 @@ class Site:
         """Cgroups of runs and pins of half-finished work that are there; a tidy weir leaves none."""
         cgroups = [path.name for path in self.place.slice.glob("*/")]
         return cgroups + [str(path) for path in self.place.pins.root.rglob("*-new")]
+
+    def state(self) -> list[str]:
+        """All that weir has put on this host: pins, cgroups of the slice, and what the tables say of them."""
+        pins = self.place.pins
+        found = [str(path) for path in pins.root.rglob("*")] + [str(path) for path in self.place.slice.rglob("*/")]
+        if not (pins.maps / "config").exists():
+            return sorted(found)
+        kernel = PinnedKernel(pins)
+        try:
+            tables = [str(kernel.enrolments()), str(kernel.attached()), str(list(kernel.versions()))]
+        finally:
+            kernel.close()
+        return sorted(found) + tables
 
 
 @contextmanager

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from agent.cgroups import tree
-from agent.controller import Compiled, Controller, compiled, flags_of
+from agent.controller import Compiled, Controller, compiled
 from agent.errors import WeirError
 from agent.kernel.abi import MAX_LEVEL, MAX_POLICIES, PROGRAMS, Flag, Hook, Reason
 from agent.kernel.seam import Enrolment, Kernel, Refused
-from agent.policy.find import load
-from agent.policy.model import Action, Bind, Family, Mode, Policy, Protocol, Rule, Sockets
+from agent.policy.model import Action, Mode, Policy
 from tests.fake_kernel import NOTHING, FakeKernel, Killed
 from tests.policies import OPEN_SOCKETS
 
@@ -50,36 +49,6 @@ def controller(kernel: FakeKernel, tmp_path: Path) -> Controller:
     return Controller(seam, tmp_path)
 
 
-def sockets(**changes: object) -> Sockets:
-    return replace(OPEN_SOCKETS, **changes)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("policy", "flag", "holds"),
-    [
-        (replace(ALLOW_ALL, mode=Mode.AUDIT), Flag.AUDIT, True),
-        (ALLOW_ALL, Flag.AUDIT, False),
-        (ALLOW_ALL, Flag.LISTEN, True),
-        (replace(ALLOW_ALL, sockets=sockets(listen=Action.DENY)), Flag.LISTEN, False),
-        (ALLOW_ALL, Flag.BIND_ANY, True),
-        (replace(ALLOW_ALL, sockets=sockets(bind=Bind.EPHEMERAL)), Flag.BIND_EPHEMERAL, True),
-        (replace(ALLOW_ALL, sockets=sockets(bind=Bind.EPHEMERAL)), Flag.BIND_ANY, False),
-        (replace(ALLOW_ALL, sockets=sockets(bind=Bind.DENY)), Flag.BIND_ANY | Flag.BIND_EPHEMERAL, False),
-        (replace(ALLOW_ALL, sockets=sockets(transfer=Action.DENY)), Flag.TRANSFER, False),
-        (replace(ALLOW_ALL, sockets=sockets(families=frozenset({Family.INET6}))), Flag.INET, False),
-        (replace(ALLOW_ALL, sockets=sockets(families=frozenset({Family.INET}))), Flag.INET6, False),
-        (replace(ALLOW_ALL, sockets=sockets(protocols=frozenset({Protocol.UDP}))), Flag.TCP, False),
-        (replace(ALLOW_ALL, sockets=sockets(protocols=frozenset({Protocol.TCP}))), Flag.UDP, False),
-        (replace(ALLOW_ALL, sockets=sockets(idle_timeout=600)), Flag.WANTS_IDLE, True),
-        (ALLOW_ALL, Flag.WANTS_IDLE | Flag.WANTS_NAMES | Flag.WANTS_OPTIONS, False),
-        (load("appengine", resolvers=()), Flag.WANTS_NAMES, True),
-        (load("appengine", resolvers=()), Flag.WANTS_OPTIONS, True),
-    ],
-)
-def test_flags(policy: Policy, flag: Flag, holds: bool) -> None:
-    assert bool(flags_of(policy) & flag) is holds
-
-
 def test_equal_policies_share_a_version(kernel: FakeKernel, controller: Controller, tmp_path: Path) -> None:
     one, two = make(tmp_path, "one", "two")
     first = controller.enrol(one, compiled(ALLOW_ALL))
@@ -87,14 +56,6 @@ def test_equal_policies_share_a_version(kernel: FakeKernel, controller: Controll
     assert first.policy == second.policy
     assert first.slot != second.slot
     assert len(kernel.installed) == 1
-
-
-def test_a_rule_of_another_name_is_another_version() -> None:
-    rule = Rule("a", Action.DENY, None, (), (), frozenset(Protocol), 7)
-    versions = [
-        compiled(replace(ALLOW_ALL, egress=(replace(rule, **c),))).version for c in ({}, {"name": "b"}, {"line": 8})
-    ]
-    assert len({version.sha256 for version in versions}) == 3
 
 
 def test_a_switch_keeps_slot_and_birth_and_retires_the_old(
