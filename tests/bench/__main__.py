@@ -70,7 +70,7 @@ def paid_once(place: Place, times: int, cgroups: int) -> list[once.Cost]:
 
 def own_place() -> Place:
     """Pins and cgroups of this run alone."""
-    name = f"weir-bench-{secrets.token_hex(4)}"
+    name = f"weir-bench-{os.getpid()}-{secrets.token_hex(4)}"
     root = tree.mount()
     return Place(Pins(Path("/sys/fs/bpf") / name), root, root / name)
 

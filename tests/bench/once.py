@@ -96,13 +96,11 @@ def switching(place: Place, cgroups: int, times: int) -> Cost:
         for path in paths:
             path.mkdir()
             made.append(path)
-            controller.enrol(path, policies[0], Flag.BORN)
+        controller.enrol_all(paths, policies[0], Flag.BORN)
         turn = iter(range(1, times + 1))
 
         def switch() -> None:
-            policy = policies[next(turn) % 2]
-            for path in paths:
-                controller.enrol(path, policy)
+            controller.enrol_all(paths, policies[next(turn) % 2])
 
         return Cost(f"switch {cgroups:,} cgroups to another policy", timed(switch, times), "ms", "budget 100 for 1,000")
     finally:
