@@ -49,10 +49,12 @@ def strace(*options: str) -> list[str]:
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], text: str) -> subprocess.CompletedProcess[str]:
-    """Run a command line to its end with ``text`` as its input."""
-    return subprocess.run(
-        command, env=environment, input=text, capture_output=True, text=True, check=False, cwd=ROOT, timeout=TIMEOUT
-    )
+    """Run a command line to its end with ``text`` as its input, and with a /tmp that is gone with what a kill left there."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {**environment, "TMPDIR": folder}
+        return subprocess.run(
+            command, env=settings, input=text, capture_output=True, text=True, check=False, cwd=ROOT, timeout=TIMEOUT
+        )
 
 
 def steps(command: Sequence[str], environment: Mapping[str, str], text: str = "") -> list[Step]:
