@@ -43,17 +43,13 @@ def load(pins: Pins, capacity: int) -> dict[str, Any]:
     """
     folder = source.directory()
     program = source.text(folder)
-    last: WeirError | None = None
-    for has_retval in (True, False):
-        flags = compiler_flags(pins, capacity, has_retval)
-        try:
-            descriptors = compile_and_load(folder, program, flags)
-            break
-        except WeirError as e:
-            # Before Linux 5.18 there is no bpf_set_retval: try, never compare versions.
-            last = last or e
-    else:
-        raise last or WeirError("unreachable: no attempt was made")
+    try:
+        has_retval = True
+        descriptors = compile_and_load(folder, program, compiler_flags(pins, capacity, has_retval=True))
+    except WeirError:
+        # Before Linux 5.18 there is no bpf_set_retval: try, never compare versions. What fails again has another cause.
+        has_retval = False
+        descriptors = compile_and_load(folder, program, compiler_flags(pins, capacity, has_retval=False))
     with explained("pin the programs"):
         for name, fd in descriptors.items():
             replace_everywhere(pins, name, fd)
@@ -63,7 +59,7 @@ def load(pins: Pins, capacity: int) -> dict[str, Any]:
     return {"has_retval": has_retval}
 
 
-def compiler_flags(pins: Pins, capacity: int, has_retval: bool) -> tuple[str, ...]:
+def compiler_flags(pins: Pins, capacity: int, *, has_retval: bool) -> tuple[str, ...]:
     """The constants of this load."""
     flags = ("-Wno-macro-redefined", f'-DWEIR_PINS="{pins.maps}"', f"-DWEIR_MAX_CONTAINERS={capacity}")
     return (*flags, "-DWEIR_SET_RETVAL") if has_retval else flags
