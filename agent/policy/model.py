@@ -179,9 +179,7 @@ class Sockets:
 class Unenforced(str, Enum):
     """Parts of a policy that are read and explained, and enforced by a later release; the value says what that means."""
 
-    NAMES = (
-        "Destination names are not in force: a rule's DNS names match no address, so the rules after it decide."
-    )
+    NAMES = "Destination names are not in force: a rule's DNS names match no address, so the rules after it decide."
     OPTIONS = "Socket options are not in force: every option works as if weir were not there."
     IDLE = "idleTimeout is not in force: idle sockets are never reclaimed."
     LSM = (
