@@ -32,7 +32,7 @@ _SCALE = (
 # The kernel starts modprobe for every socket of an unknown family or protocol: 1.5 s each here, and the tests try hundreds.
 # So what the tests can use is loaded first (5.10 has nft_counter as a module of its own), and then nothing any more.
 _MODULES = (
-    "veth dummy nf_tables nft_tproxy nft_counter nft_ct nft_chain_nat nft_nat nft_redir inet_diag tcp_diag udp_diag "
+    "veth dummy nf_tables nft_tproxy nft_counter nft_objref nft_numgen nft_ct nft_chain_nat nft_nat nft_redir inet_diag tcp_diag udp_diag "
     "sctp dccp_ipv4 dccp_ipv6 l2tp_ip l2tp_ip6 vsock_loopback"
 )
 
