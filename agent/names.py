@@ -35,6 +35,7 @@ def refusals(counted: Mapping[Refused, int], versions: Mapping[int, Version]) ->
     """Refusal counters for machines, the largest first."""
     return [
         {
+            "policy": versions[refused.policy].name if refused.policy in versions else None,
             "hook": refused.hook.name.lower(),
             "reason": refused.reason.name.lower(),
             "rule": rule_name(refused, versions),
