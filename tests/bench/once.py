@@ -128,7 +128,7 @@ def starting(place: Place, times: int) -> list[Cost]:
         before_exec.append((float(out) - began - direct) * 1000)
     return [
         Cost("`true`", bare, "ms"),
-        Cost("`weir run -- true`", under, "ms", "its end waits until the counters stand still"),
+        Cost("`weir run -- true`", under, "ms", "its end asks inet_diag which sockets still send"),
         Cost("from `weir run` to the command's first instruction", tuple(before_exec), "ms"),
     ]
 

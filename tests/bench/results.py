@@ -35,6 +35,21 @@ Budgets: added to floor at most 1.5 (aim 1.25); a stream at most 1.01 times (thr
 times what 10 cost; outside no measurable cost.
 """
 
+TAIL = """\
+## What stands in the way of a budget
+
+- **TCP connect.** Most of what weir adds is the memory of a socket's owner: making its sk_storage in sock_create takes some
+  800 ns, freeing it some 290 (run times of the programs by bpf_stats, and perf). Without it the packets took longer (egress 204
+  against 140 ns); a hash keyed by socket cookie cost as much (509 to make, 265 to free); an array indexed by cookie cost
+  220, but two sockets can meet in one place, and then the owner of one is unknown. So it stays: nothing else is freed with the
+  socket, never full, and never another's.
+- **Connected send.** Two helper calls for each packet (whose socket is it; is it a full socket). Empty programs make none.
+- **Scattered destinations.** Each new UDP peer is written to the list of peers whose answers may come in.
+- **Outside.** Once a sendmsg program is attached anywhere, the kernel takes the socket's lock for each unconnected send of
+  the whole host (BPF_CGROUP_RUN_SA_PROG_LOCK, include/linux/bpf-cgroup.h). Empty programs cost the same.
+- **Policy switch.** About half is the kernel waiting for running programs, once for each map of the new version.
+"""
+
 
 def processor() -> str:
     """The processor's name."""
@@ -72,4 +87,4 @@ def text(samples: Samples, costs: Sequence[Cost], loads: int) -> str:
         parts.append(f"\nGrowth from {PREFIXES[0]} to {PREFIXES[-1]:,} prefixes: {many / few:.3f} times.\n")
     parts.append("\n## Paid once\n\n| what | median (min to max) | |\n|---|---|---|\n")
     parts += [f"| {cost.name} | {middle(cost)} | {cost.note} |\n" for cost in costs]
-    return "".join(parts)
+    return "".join([*parts, TAIL])
