@@ -35,13 +35,13 @@ Budgets: added to floor at most 1.5 (aim 1.25); a stream at most 1.01 times (thr
 times what 10 cost; outside no measurable cost.
 """
 
-TAIL = """\
+TAIL = """
 ## What stands in the way of a budget
 
 - **TCP connect.** Most of what weir adds is the memory of a socket's owner: making its sk_storage in sock_create takes some
   800 ns, freeing it some 290 (run times of the programs by bpf_stats, and perf). Without it the packets took longer (egress 204
-  against 140 ns); a hash keyed by socket cookie cost as much (509 to make, 265 to free); an array indexed by cookie cost
-  220, but two sockets can meet in one place, and then the owner of one is unknown. So it stays: nothing else is freed with the
+  against 140 ns); a hash keyed by socket cookie cost as much (509 to make, 265 to free); an array indexed by cookie took
+  292, but two sockets can meet in one place, and then the owner of one is unknown. So it stays: nothing else is freed with the
   socket, never full, and never another's.
 - **Connected send.** Two helper calls for each packet (whose socket is it; is it a full socket). Empty programs make none.
 - **Scattered destinations.** Each new UDP peer is written to the list of peers whose answers may come in.
