@@ -15,10 +15,21 @@ BPF_TABLE_PINNED("percpu_array", u32, struct weir_verdict, verdicts, WEIR_VERDIC
 BPF_TABLE_PINNED("hash", struct weir_refusal, u64, refusals, WEIR_MAX_REFUSALS, WEIR_PIN("refusals"));
 BPF_TABLE_PINNED("lru_hash", struct weir_peer, u32, peers, WEIR_MAX_PEERS, WEIR_PIN("peers"));
 
-/* A policy version: user space makes the inner maps, of the shape of these. */
-BPF_F_TABLE("lpm_trie", struct weir_prefix, struct weir_entry, one_addresses, 1, BPF_F_NO_PREALLOC);
-BPF_F_TABLE("lpm_trie", struct weir_ports, struct weir_clause, one_clauses, 1, BPF_F_NO_PREALLOC);
-BPF_TABLE("array", u32, struct weir_rule, one_rules, WEIR_MAX_RULES);
+/* A policy version: user space makes the inner maps, of the shape of these. Without BTF, unlike BCC's own macros: from
+ * 5.15 to 6.1 a map with BTF and one without never count as the same shape (timer_off, bpf_map_meta_equal). */
+#define WEIR_INNER_MAP(type, key_type, leaf_type, name, entries, map_flags)                                            \
+	struct name##_table_t {                                                                                        \
+		key_type key;                                                                                          \
+		leaf_type leaf;                                                                                        \
+		u32 max_entries;                                                                                       \
+		int flags;                                                                                             \
+	};                                                                                                             \
+	__attribute__((section("maps/" type))) struct name##_table_t name = {.flags = (map_flags),                     \
+									     .max_entries = (entries)}
+
+WEIR_INNER_MAP("lpm_trie", struct weir_prefix, struct weir_entry, one_addresses, 1, BPF_F_NO_PREALLOC);
+WEIR_INNER_MAP("lpm_trie", struct weir_ports, struct weir_clause, one_clauses, 1, BPF_F_NO_PREALLOC);
+WEIR_INNER_MAP("array", u32, struct weir_rule, one_rules, WEIR_MAX_RULES, 0);
 BPF_TABLE_PINNED("hash_of_maps$one_addresses", u32, u32, addresses, WEIR_MAX_POLICIES, WEIR_PIN("addresses"));
 BPF_TABLE_PINNED("hash_of_maps$one_clauses", u32, u32, clauses, WEIR_MAX_POLICIES, WEIR_PIN("clauses"));
 BPF_TABLE_PINNED("hash_of_maps$one_rules", u32, u32, rules, WEIR_MAX_POLICIES, WEIR_PIN("rules"));
