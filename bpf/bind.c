@@ -23,8 +23,6 @@ static __always_inline int judge_bind(struct bpf_sock_addr *ctx, struct weir_add
 	struct weir_identity who;
 	bool managed;
 
-	if (!ctx->sk)
-		return 1;
 	what.reason = judge_user(ctx, sockets.sk_storage_get(ctx->sk, 0, 0), &who, &managed);
 	if (!managed)
 		return 1;

@@ -75,8 +75,6 @@ static __always_inline int judge(struct bpf_sock_addr *ctx, u8 hook, const struc
 	struct weir_socket *s;
 	bool managed;
 
-	if (!ctx->sk)
-		return 1;
 	s = sockets.sk_storage_get(ctx->sk, 0, 0);
 	what.reason = judge_user(ctx, s, &who, &managed);
 	if (!managed)
