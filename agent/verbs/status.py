@@ -167,7 +167,7 @@ def show(data: Mapping[str, Any]) -> None:
 
 def details(write: Any, item: Mapping[str, Any]) -> None:
     """The lines below the table: refusals by rule, what is not covered, what was lost."""
-    if not (item["refused"] or item["not_covered"] or item["refusals_uncounted"]):
+    if not any(item[key] for key in ("refused", "not_covered", "sockets_adopted", "refusals_uncounted", "events_lost")):
         return
     write(f"\n{item['cgroup']}", markup=False)
     for refused in item["refused"]:
