@@ -144,7 +144,7 @@ class PinnedKernel:
         for directory in self._link_directories():
             if int(directory.name) not in alive:
                 self.detach(int(directory.name))
-        known = set(self.versions())
+        known = self._numbers()
         for name in ("addresses", "clauses", "rules"):
             for key in list(libbpf.keys(self._map(name), c.c_uint32)):
                 if key.value not in known:
@@ -174,6 +174,10 @@ class PinnedKernel:
         with explained(f"withdraw cgroup {cgroup_id}"):
             libbpf.delete(self._map("cgroups"), c.c_uint64(cgroup_id))
         self._next_generation()
+
+    def _numbers(self) -> set[int]:
+        """The numbers of the policy versions, without the names of their rules."""
+        return {key.value for key in libbpf.keys(self._map("policies"), c.c_uint32)}
 
     def versions(self) -> Mapping[int, Version]:
         """The policy versions in the kernel, by number."""
@@ -209,7 +213,7 @@ class PinnedKernel:
         header = abi.Policy(name=version.name.encode(), flags=version.flags, rules=len(version.rules))
         header.sha256[:] = version.sha256
         with explained(f"write the policy {version.name}"):
-            if len(self.versions()) >= abi.MAX_POLICIES:
+            if len(self._numbers()) >= abi.MAX_POLICIES:
                 raise WeirError(
                     f"the kernel already holds {abi.MAX_POLICIES} policy versions",
                     "Detach cgroups that are no longer needed, or give several the same policy (`weir status`).",
