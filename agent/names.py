@@ -31,18 +31,22 @@ def rule_line(refused: Refused, versions: Mapping[int, Version]) -> int | None:
     return version.rules[refused.rule].line if refused.rule < len(version.rules) else None
 
 
+def described(refused: Refused, versions: Mapping[int, Version]) -> dict[str, Any]:
+    """What was refused and by what, for machines."""
+    version = versions.get(refused.policy)
+    return {
+        "policy": version.name if version else None,
+        "hook": refused.hook.name.lower(),
+        "reason": refused.reason.name.lower(),
+        "rule": rule_name(refused, versions),
+        "line": rule_line(refused, versions),
+    }
+
+
 def refusals(counted: Mapping[Refused, int], versions: Mapping[int, Version]) -> list[dict[str, Any]]:
     """Refusal counters for machines, the largest first."""
     return [
-        {
-            "policy": versions[refused.policy].name if refused.policy in versions else None,
-            "hook": refused.hook.name.lower(),
-            "reason": refused.reason.name.lower(),
-            "rule": rule_name(refused, versions),
-            "line": rule_line(refused, versions),
-            "audited": refused.audited,
-            "count": count,
-        }
+        described(refused, versions) | {"audited": refused.audited, "count": count}
         for refused, count in sorted(counted.items(), key=lambda item: -item[1])
     ]
 

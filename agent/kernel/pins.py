@@ -17,11 +17,13 @@ from pathlib import Path
 from agent.errors import WeirError
 from agent.kernel.abi import ABI
 
+_PRIVILEGE = "Run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN (`weir probe` says what is missing)."
+_FULL = "The table is full. Detach what is no longer needed (`weir status`), or load with a larger one."
 HINTS = {
-    errno.EPERM: "Run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN (`weir probe` says what is missing).",
-    errno.EACCES: "Run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN (`weir probe` says what is missing).",
-    errno.E2BIG: "The table is full. Detach what is no longer needed (`weir status`), or load with a larger one.",
-    errno.ENOSPC: "The table is full. Detach what is no longer needed (`weir status`), or load with a larger one.",
+    errno.EPERM: _PRIVILEGE,
+    errno.EACCES: _PRIVILEGE,
+    errno.E2BIG: _FULL,
+    errno.ENOSPC: _FULL,
     errno.ENOMEM: "The kernel has no memory for it: check the memory limit of weir's own cgroup and ulimit -l.",
     errno.ENOENT: "Load weir first: weir load",
 }

@@ -59,7 +59,6 @@ def events(follow: bool, as_json: bool) -> int:
 
 def as_data(event: Event, paths: Mapping[int, Path], versions: Mapping[int, Version], root: Path) -> dict[str, Any]:
     """One event for machines."""
-    version = versions.get(event.refused.policy)
     return {
         "time": wall_clock(event.time).isoformat(timespec="milliseconds"),
         "action": "audited" if event.refused.audited else "refused",
@@ -67,11 +66,7 @@ def as_data(event: Event, paths: Mapping[int, Path], versions: Mapping[int, Vers
         "cgroup_id": event.cgroup,
         "pid": event.pid or None,
         "comm": event.comm or None,
-        "hook": event.refused.hook.name.lower(),
-        "reason": event.refused.reason.name.lower(),
-        "policy": version.name if version else None,
-        "rule": names.rule_name(event.refused, versions),
-        "line": names.rule_line(event.refused, versions),
+        **names.described(event.refused, versions),
         "protocol": PROTOCOLS.get(event.protocol, str(event.protocol)),
         "address": format_address(event.address) if event.address else None,
         "port": event.port or None,
