@@ -12,13 +12,16 @@ declare -A packages=(
 	[demo]="iproute2 nftables ethtool util-linux php-cli"
 	# Programs in C under the seccomp filter, with glibc and with musl; the layouts of bpf/abi.h by a C compiler; the
 	# memory of maps; kill -9 at the n-th system call. With a question mark: only where the archive has it; Ubuntu 24.04
-	# has no package bpftool.
-	[test]="gcc libc6-dev musl-tools strace bpftool?"
+	# has no package bpftool. Nodes as they are: containerd with its CRI socket, runc alone, Podman, and containers of one
+	# static program, busybox.
+	[test]="gcc libc6-dev musl-tools strace bpftool? containerd runc podman busybox-static"
 	[lint]="shellcheck clang-format"
 	# Other kernels under QEMU.
 	[vm]="qemu-system-x86 kmod busybox-static debian-archive-keyring"
 )
 oldest_bcc=0.26
+policy=/usr/sbin/policy-rc.d
+policy_mark='# weir/tests/setup.sh: no service starts while packages are installed'
 
 fail() {
 	printf 'set-up: %s\n' "$1" >&2
@@ -69,8 +72,31 @@ install_missing() {
 	[ "${#missing[@]}" = 0 ] && return
 	require_root "to install ${missing[*]}"
 	echo "set-up: installing ${missing[*]}"
+	forbid_services
 	apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
 		fail "apt-get could not install ${missing[*]}; what it said is above"
+	disable_services "${missing[@]}"
+}
+
+# A package that brings a service starts it (containerd does) unless /usr/sbin/policy-rc.d ends with 101, see
+# invoke-rc.d(8). A machine that has such a file has decided for itself.
+forbid_services() {
+	[ -e "$policy" ] && ! grep -qF "$policy_mark" "$policy" && return
+	trap 'rm -f "$policy"' EXIT
+	printf '#!/bin/sh\n%s\nexit 101\n' "$policy_mark" >"$policy"
+	chmod 755 "$policy"
+}
+
+# Nor at the next boot. Only services of packages that were just installed, so that no decision of a person is undone.
+disable_services() {
+	local unit
+	command -v systemctl >/dev/null || return 0
+	while read -r unit; do
+		case $unit in
+		*/systemd/system/*) systemctl --quiet disable "${unit##*/}" ;;
+		*/systemd/user/*) systemctl --quiet --global disable "${unit##*/}" ;;
+		esac
+	done < <(dpkg -L "$@" | grep -E '\.(service|socket|timer|path)$')
 }
 
 mount_bpffs() {
