@@ -7,16 +7,23 @@ uses it, programs are attached before a cgroup is enrolled, and enrolling, switc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.cgroups import tree
 from agent.errors import WeirError
-from agent.kernel.abi import MAX_LEVEL, MAX_POLICIES, PROGRAMS, Flag
+from agent.kernel.abi import MAX_LEVEL, MAX_POLICIES, MAX_SPARE, PROGRAMS, SPARE, Flag
 from agent.kernel.seam import Counters, Enrolment, Kernel, Refused, RuleName, Version
 from agent.policy.compile import Tables, compile_policy
 from agent.policy.model import Action, Bind, Family, Mode, Policy, Protocol, Unenforced
+
+KEPT = Flag.BORN | Flag.RUN | Flag.PARENT
+"""How a cgroup was enrolled outlives a switch of its policy."""
+
+IN_FLIGHT = 0.05
+"""Seconds in which a program that has taken a spare slot has surely written its entry: it cannot sleep."""
 
 AS_IT_IS = Flag(0)
 """How a cgroup is enrolled that others made and that may have processes."""
@@ -64,6 +71,21 @@ def compiled(policy: Policy) -> Compiled:
     flags = flags_of(policy)
     digest = hashlib.sha256(repr((policy.name, flags, rules, tables)).encode()).digest()
     return Compiled(Version(policy.name, digest, flags, rules), tables)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A cgroup, and the policy version that it shall be under. ``flags`` are the policy's.
+
+    ``how``: BORN, RUN, PARENT or nothing. ``nested``: enrolled cgroups inside it, which are of the same container: they
+    come under the same policy and count in the same slot.
+    """
+
+    cgroup: int
+    version: int
+    flags: Flag
+    how: Flag = AS_IT_IS
+    nested: tuple[int, ...] = ()
 
 
 class Controller:
@@ -118,18 +140,19 @@ class Controller:
                 )
         numbers = [tree.cgroup_id(cgroup) for cgroup in cgroups]
         self._kernel.sweep()  # what a killed weir left behind
-        version = self._install(policy)
+        version = self.install(policy)
         try:
-            return self._enrol_numbers(numbers, version, policy.version.flags, how)
+            return self.place([Placement(number, version, policy.version.flags, how) for number in numbers])
         finally:
             self.collect()
 
     def close_off(self, cgroup: Path) -> None:
         """Enrol a cgroup under no policy at all: whatever in it has no enrolment of its own is refused."""
         if tree.cgroup_id(cgroup) not in self._kernel.enrolments():
-            self._enrol_numbers([tree.cgroup_id(cgroup)], 0, Flag(0), Flag.BORN)
+            self.place([Placement(tree.cgroup_id(cgroup), 0, Flag(0), Flag.BORN)])
 
-    def _install(self, policy: Compiled) -> int:
+    def install(self, policy: Compiled) -> int:
+        """Write a policy version unless the kernel has it; returns its number. ``collect`` removes what nobody uses."""
         versions = self._kernel.versions()
         for number, version in versions.items():
             if version.sha256 == policy.version.sha256:
@@ -139,36 +162,79 @@ class Controller:
             self._kernel.retire(unused[0])  # kept only to name the rules of old refusals
         return self._kernel.install(policy.version, policy.tables)
 
-    def _enrol_numbers(self, cgroup_ids: Sequence[int], version: int, flags: Flag, how: Flag) -> list[Enrolment]:
+    def place(self, placements: Sequence[Placement]) -> list[Enrolment]:
+        """Write the entries of cgroups; those that are enrolled keep their slots and the way they were enrolled."""
         present = self._kernel.enrolments()
-        free = self._free_slots(present, sum(number not in present for number in cgroup_ids))
-        enrolments = []
-        for number in cgroup_ids:
-            known = present.get(number)
-            kept = (known.flags if known else how) & (Flag.BORN | Flag.RUN)
-            enrolments.append(Enrolment(known.slot if known else next(free), version, flags | kept))
-        for number, enrolment in zip(cgroup_ids, enrolments, strict=True):
-            self._kernel.enrol(number, enrolment)
+        free = self._free_slots(present, sum(not {p.cgroup, *p.nested} & present.keys() for p in placements))
+        enrolments, entries = [], {}
+        for wanted in placements:
+            inside = [present[number] for number in wanted.nested if number in present]
+            known = present.get(wanted.cgroup)
+            slot = (known or inside[0]).slot if known or inside else next(free)
+            kept = (known.flags & KEPT | wanted.how & Flag.PARENT) if known else wanted.how
+            enrolment = Enrolment(slot, wanted.version, wanted.flags | kept)
+            enrolments.append(enrolment)
+            entries[wanted.cgroup] = enrolment
+            for number in wanted.nested:
+                entries[number] = Enrolment(slot, wanted.version, wanted.flags | kept & ~Flag.PARENT)
+            for other in {enrolment.slot for enrolment in inside} - {slot}:
+                self._kernel.mark(other, slot)
+        self._kernel.enrol(entries)
         return enrolments
 
     def _free_slots(self, present: Mapping[int, Enrolment], wanted: int) -> Iterator[int]:
-        build = self._kernel.build()
-        capacity = build.capacity if build else 0
-        used = {enrolment.slot for enrolment in present.values()}
-        free = [slot for slot in range(1, capacity) if slot not in used][:wanted]
+        free = self._unused(present)[:wanted]
         if len(free) < wanted:
             raise WeirError(
-                f"all {capacity - 1} places for cgroups are taken",
+                f"all {self._capacity() - 1} places for cgroups are taken",
                 "Detach what is no longer needed (weir status), or unload and load with --max-containers N.",
             )
-        for slot in free:
-            self._kernel.clear(slot)
+        if free:
+            self._kernel.clear(free)
         return iter(free)
+
+    def _capacity(self) -> int:
+        build = self._kernel.build()
+        return build.capacity if build else 0
+
+    def _unused(self, present: Mapping[int, Enrolment]) -> list[int]:
+        taken = {enrolment.slot for enrolment in present.values()} | self._kernel.slots().keys()
+        return [slot for slot in range(1, self._capacity()) if slot not in taken]
+
+    def stock(self, wanted: int) -> None:
+        """Keep so many slots ready for cgroups that are born below a managed parent."""
+        present = self._kernel.enrolments()
+        used = {enrolment.slot for enrolment in present.values()}
+        waiting = sum(mark == SPARE and slot not in used for slot, mark in self._kernel.slots().items())
+        fresh = self._unused(present)[: max(0, min(wanted, MAX_SPARE) - waiting)]
+        if fresh:
+            self._kernel.clear(fresh)
+            self._kernel.stock(fresh)
+
+    def restock(self) -> None:
+        """Find slots that a killed weir marked and gave to nobody. What is born meanwhile stays with its parent."""
+        waiting = self._kernel.drain()
+        time.sleep(IN_FLIGHT)
+        used = {enrolment.slot for enrolment in self._kernel.enrolments().values()}
+        for slot, mark in self._kernel.slots().items():
+            if mark == SPARE and slot not in used:
+                self._kernel.mark(slot, 0)
+        self._kernel.stock(waiting)
 
     def withdraw(self, cgroup_id: int) -> None:
         """Take a cgroup from under its policy: from now on its parent's enrolment counts, if any."""
-        self._kernel.withdraw(cgroup_id)
+        self.withdraw_all([cgroup_id])
         self.collect()
+
+    def withdraw_all(self, cgroup_ids: Collection[int]) -> None:
+        """The same for many; a slot is free when the last cgroup that counts in it is withdrawn."""
+        present = self._kernel.enrolments()
+        kept = {enrolment.slot for number, enrolment in present.items() if number not in cgroup_ids}
+        freed = {present[number].slot for number in cgroup_ids if number in present} - kept
+        self._kernel.withdraw(cgroup_ids)
+        for slot, mark in self._kernel.slots().items():
+            if slot in freed or mark in freed:
+                self._kernel.mark(slot, 0)
 
     def release(self, cgroup_id: int) -> None:
         """Remove the programs from a cgroup when nothing at or below it needs them."""
@@ -187,12 +253,12 @@ class Controller:
             except WeirError:
                 continue  # removed while we looked
 
-    def collect(self) -> None:
-        """Retire policy versions that no cgroup uses and no refusal counter names."""
+    def collect(self, kept: Collection[int] = ()) -> None:
+        """Retire policy versions that no cgroup uses, no refusal counter names, and that are not among ``kept``."""
         used = {enrolment.policy for enrolment in self._kernel.enrolments().values()}
         named = {refused.policy for refused in self._kernel.refusals()}
         for number in self._kernel.versions():
-            if number not in used | named:
+            if number not in used | named and number not in kept:
                 self._kernel.retire(number)
 
     def totals(self, slot: int) -> tuple[Counters, dict[Refused, int]]:

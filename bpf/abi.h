@@ -3,8 +3,12 @@
  * Who is judged. Key of everything is the cgroup v2 id. A socket belongs to its *owner*, the nearest enrolled ancestor
  * of the cgroup that made it; a call is made by an *actor*, the nearest enrolled ancestor of the calling task's cgroup.
  * Enrolment gives a cgroup a slot (index of its counters), a policy version and the policy's flags, in one element of
- * the map `cgroups`, so a switch of policy is one map write. Afterwards user space raises `config.generation`; what a
- * socket remembers of its owner is good only for the generation it was read in.
+ * the map `cgroups`, so a switch of policy is one map write. What a socket remembers of its owner is good only for the
+ * generation it was read in: user space sets WEIR_UNSETTLED in `config.generation`, under which nothing remembered is
+ * good, writes its entries, and then raises the generation. Killed half-way it leaves every call to look up what is in
+ * force, which is slower and right.
+ *   A cgroup below an entry with WEIR_PARENT gets an entry of its own with its first socket: the parent's policy, and a
+ * slot from the queue `spare`, so that its bytes are its own from the first on, whether anybody looks or not.
  *
  * What a policy version is. It never changes once a cgroup uses it.
  *   addresses[policy]  longest-prefix match of the destination -> its list of clauses, its destination class
@@ -24,7 +28,7 @@
 #define WEIR_ABI_H
 
 /* Raised when a layout or the meaning of a pinned map changes: pins of another number are not adopted. */
-#define WEIR_ABI 1
+#define WEIR_ABI 2
 
 #define WEIR_MAX_RULES 512    /* rules of one policy */
 #define WEIR_MAX_POLICIES 256 /* policy versions at one time */
@@ -35,6 +39,10 @@
 #define WEIR_EVENTS_BYTES 262144
 #define WEIR_EVENTS_PER_SECOND 100 /* per container; the counters never depend on events */
 #define WEIR_DEFAULT_RULE 0xffff
+#define WEIR_UNSETTLED 0x80000000u /* in `config.generation`, see above */
+#define WEIR_MAX_SPARE 1024	   /* slots that wait for cgroups not born yet */
+#define WEIR_SPARE 0xffffffffu	   /* in `slots`: given to the queue `spare` */
+#define WEIR_LABELS 1024	   /* bytes of a cgroup's names, the closing zero included */
 #define WEIR_NAME 64 /* bytes of a policy's or rule's name, the closing zero included */
 
 enum weir_hook {
@@ -83,6 +91,7 @@ enum weir_destination {
 #define WEIR_WANTS_NAMES 0x0200
 #define WEIR_WANTS_OPTIONS 0x0400
 #define WEIR_WANTS_IDLE 0x0800
+#define WEIR_PARENT 0x2000 /* cgroups below get entries of their own */
 #define WEIR_RUN 0x4000	 /* made by `weir run`; the programs do not read it */
 #define WEIR_BORN 0x8000 /* enrolled before its first process: it can have no socket of unknown origin */
 
@@ -142,6 +151,11 @@ struct weir_ports {
 struct weir_clause {
 	__u16 rule;
 	__u16 deny;
+};
+
+/* What a cgroup is called, as JSON; for people and for the next agent. The programs do not read it. */
+struct weir_labels {
+	char text[WEIR_LABELS];
 };
 
 /* Says which version this is; for people and for the next agent. The programs do not read it. */

@@ -71,9 +71,10 @@ static __always_inline struct weir_enrolled *find_owner_of_packet(struct __sk_bu
 	return NULL;
 }
 
+/* While the generation is unsettled it writes 0, which no generation is: nothing read now may be recalled later. */
 static __always_inline void remember(struct weir_socket *s, u32 now, struct weir_identity *who)
 {
-	u64 high = (u64)now << 32;
+	u64 high = now & WEIR_UNSETTLED ? 0 : (u64)now << 32;
 
 	*(volatile u64 *)&s->owner = high | who->slot << 16 | who->flags;
 	*(volatile u64 *)&s->policy = high | who->policy;
@@ -157,7 +158,7 @@ static __always_inline int find_user(struct bpf_sock *sk, struct weir_socket *s,
 	if (s) {
 		s->leaf = bpf_get_current_cgroup_id();
 		s->container = caller_id;
-		s->created = now;
+		s->created = now & ~WEIR_UNSETTLED;
 		remember(s, now, who);
 	}
 	c = counters_of(who->slot);

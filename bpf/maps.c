@@ -9,6 +9,11 @@ BPF_TABLE_PINNED("array", u32, struct weir_config, config, 1, WEIR_PIN("config")
 BPF_TABLE_PINNED("hash", u64, struct weir_enrolled, cgroups, WEIR_MAX_CONTAINERS, WEIR_PIN("cgroups"));
 BPF_TABLE_PINNED("percpu_array", u32, struct weir_counters, counters, WEIR_MAX_CONTAINERS, WEIR_PIN("counters"));
 BPF_TABLE_PINNED("array", u32, struct weir_bucket, buckets, WEIR_MAX_CONTAINERS, WEIR_PIN("buckets"));
+/* Slots for cgroups that are born without user space, and what user space remembers of each slot (the programs do not
+ * read `slots` and `labels`): WEIR_SPARE, or the slot that its counts are added to, or 0. */
+BPF_QUEUESTACK_PINNED("queue", spare, u32, WEIR_MAX_SPARE, 0, WEIR_PIN("spare"));
+BPF_TABLE_PINNED("array", u32, u32, slots, WEIR_MAX_CONTAINERS, WEIR_PIN("slots"));
+BPF_TABLE_PINNED("hash", u64, struct weir_labels, labels, WEIR_MAX_CONTAINERS, WEIR_PIN("labels"), BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("sk_storage", int, struct weir_socket, sockets, 0, WEIR_PIN("sockets"),
 		 BPF_F_NO_PREALLOC | BPF_F_CLONE);
 BPF_TABLE_PINNED("percpu_array", u32, struct weir_verdict, verdicts, WEIR_VERDICTS, WEIR_PIN("verdicts"));

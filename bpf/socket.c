@@ -33,12 +33,34 @@ static __always_inline bool remember_owner(struct bpf_sock *ctx, u32 now, struct
 		return false;
 	s->leaf = bpf_get_current_cgroup_id();
 	s->container = who->container;
-	s->created = now;
+	s->created = now & ~WEIR_UNSETTLED;
 	s->counted = 1;
 	remember(s, now, who);
 	if (c)
 		add(&c->sockets_created, 1);
 	return true;
+}
+
+/* The first socket of a cgroup below a managed parent. Without a spare slot, or room, it stays with its parent. */
+static __always_inline struct weir_enrolled *enrol_child(struct weir_enrolled *parent, u64 *container, u32 now)
+{
+	struct weir_enrolled *enrolled, child = {.policy = parent->policy,
+						 .flags = (parent->flags & ~WEIR_PARENT) | WEIR_BORN,
+						 .since = now & ~WEIR_UNSETTLED};
+	u64 leaf = bpf_get_current_cgroup_id();
+	u32 slot;
+
+	if (leaf == *container || spare.pop(&slot))
+		return parent;
+	child.slot = slot;
+	/* insert() is BPF_NOEXIST: of two first sockets at once, one brings its slot back. */
+	if (cgroups.insert(&leaf, &child))
+		spare.push(&slot, 0);
+	enrolled = cgroups.lookup(&leaf);
+	if (!enrolled)
+		return parent;
+	*container = leaf;
+	return enrolled;
 }
 
 int weir_sock_create(struct bpf_sock *ctx)
@@ -56,6 +78,8 @@ int weir_sock_create(struct bpf_sock *ctx)
 	enrolled = find_actor(&container);
 	if (!enrolled)
 		return 1;
+	if (enrolled->flags & WEIR_PARENT)
+		enrolled = enrol_child(enrolled, &container, now);
 	identify(&who, container, enrolled);
 	what.reason = judge_socket(ctx, who.flags);
 	/* Without its owner a socket could not be told from one that was handed over: refused, audited or not. */

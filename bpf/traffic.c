@@ -25,7 +25,7 @@ static __always_inline bool find_owner(struct __sk_buff *skb, struct bpf_sock *s
 		s = sockets.sk_storage_get(sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (s) {
 			s->leaf = bpf_skb_cgroup_id(skb);
-			s->created = now;
+			s->created = now & ~WEIR_UNSETTLED;
 		}
 		*found = s;
 	}

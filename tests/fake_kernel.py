@@ -8,13 +8,14 @@ kill -9 would, or fails it as a full table would.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.errors import WeirError
-from agent.kernel.abi import MAX_POLICIES, PROGRAMS
-from agent.kernel.seam import Build, Counters, Enrolment, Event, Refused, Version
+from agent.kernel.abi import MAX_POLICIES, PROGRAMS, SPARE, Flag
+from agent.kernel.reading import folded
+from agent.kernel.seam import Build, Counters, Enrolment, Event, Reading, Refused, Version
 from agent.policy.compile import Tables
 
 NOTHING = Counters(
@@ -48,6 +49,9 @@ class FakeKernel:
     half_installed: set[int] = field(default_factory=set)
     counted: dict[int, Counters] = field(default_factory=dict)
     refused: dict[Refused, int] = field(default_factory=dict)
+    marks: dict[int, int] = field(default_factory=dict)
+    queue: list[int] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
     waiting: list[Event] = field(default_factory=list)
     next_policy: int = 1
 
@@ -95,19 +99,22 @@ class FakeKernel:
         """A copy: the kernel's table does not change under the reader's hands here."""
         return dict(self.entries)
 
-    def enrol(self, cgroup_id: int, enrolment: Enrolment) -> None:
-        """One write."""
-        assert enrolment.policy == 0 or enrolment.policy in self.installed, "enrolled under a version that is not there"
-        others = {entry.slot for number, entry in self.entries.items() if number != cgroup_id}
-        assert enrolment.slot not in others, "two cgroups count in one slot"
-        assert 0 < enrolment.slot < self.capacity
-        self._step(f"enrol {enrolment.policy}")
-        self.entries[cgroup_id] = enrolment
+    def enrol(self, entries: Mapping[int, Enrolment]) -> None:
+        """One write each."""
+        for number, enrolment in entries.items():
+            assert enrolment.policy == 0 or enrolment.policy in self.installed, (
+                "enrolled under a version that is not there"
+            )
+            assert 0 < enrolment.slot < self.capacity
+            self._step(f"enrol {enrolment.policy}")
+            self.entries[number] = enrolment
 
-    def withdraw(self, cgroup_id: int) -> None:
-        """One removal; a cgroup without an entry is no error."""
-        self._step("withdraw")
-        self.entries.pop(cgroup_id, None)
+    def withdraw(self, cgroup_ids: Collection[int]) -> None:
+        """One removal each; a cgroup without an entry is no error."""
+        for number in cgroup_ids:
+            self._step("withdraw")
+            self.entries.pop(number, None)
+            self.names.pop(number, None)
 
     def versions(self) -> Mapping[int, Version]:
         """The versions that are whole."""
@@ -143,12 +150,64 @@ class FakeKernel:
         """Every refusal counter."""
         return dict(self.refused)
 
-    def clear(self, slot: int) -> None:
-        """Zero a slot, and drop its refusal counters."""
-        assert slot not in {entry.slot for entry in self.entries.values()}, "cleared the counters of a cgroup"
-        self._step(f"clear {slot}")
-        self.counted.pop(slot, None)
-        self.refused = {refused: n for refused, n in self.refused.items() if refused.slot != slot}
+    def read(self) -> Reading:
+        """Everything that a test has put there; folded slots added to those that they count for."""
+        used = {entry.slot for entry in self.entries.values()}
+        into = {slot: mark for slot, mark in self.marks.items() if mark != SPARE and slot not in used}
+        counted = {slot: self.counters(slot) for slot in used | into.keys()}
+        refusals: dict[Refused, int] = {}
+        for refused, count in self.refused.items():
+            owner = replace(refused, slot=into.get(refused.slot, refused.slot))
+            refusals[owner] = refusals.get(owner, 0) + count
+        return Reading(dict(self.entries), folded(counted, into), refusals, self.versions())
+
+    def slots(self) -> Mapping[int, int]:
+        """The marks."""
+        return dict(self.marks)
+
+    def mark(self, slot: int, mark: int) -> None:
+        """One write."""
+        self._step(f"mark {slot}")
+        self.marks.pop(slot, None)
+        if mark:
+            self.marks[slot] = mark
+
+    def stock(self, slots: Collection[int]) -> None:
+        """Two steps each: the mark, then the queue."""
+        for slot in slots:
+            self.mark(slot, SPARE)
+            self._step(f"push {slot}")
+            self.queue.append(slot)
+
+    def drain(self) -> Collection[int]:
+        """The whole queue at once."""
+        taken, self.queue = self.queue, []
+        return taken
+
+    def born(self, cgroup_id: int, parent: int) -> None:
+        """What the programs do at the first socket of a cgroup below a managed parent."""
+        above = self.entries[parent]
+        if self.queue and above.flags & Flag.PARENT:
+            flags = above.flags & ~Flag.PARENT | Flag.BORN
+            self.entries[cgroup_id] = Enrolment(self.queue.pop(0), above.policy, flags)
+
+    def label(self, cgroup_id: int, text: str) -> None:
+        """One write."""
+        self._step("label")
+        self.names[cgroup_id] = text
+
+    def labels(self) -> Mapping[int, str]:
+        """What was labelled."""
+        return dict(self.names)
+
+    def clear(self, slots: Collection[int]) -> None:
+        """Zero slots, drop their refusal counters and marks."""
+        for slot in slots:
+            assert slot not in {entry.slot for entry in self.entries.values()}, "cleared the counters of a cgroup"
+            self._step(f"clear {slot}")
+            self.counted.pop(slot, None)
+            self.marks.pop(slot, None)
+            self.refused = {refused: n for refused, n in self.refused.items() if refused.slot != slot}
 
     def events(self, milliseconds: int) -> Sequence[Event]:
         """What a test has put there; never waits."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes as c
 from enum import IntEnum, IntFlag
+from typing import Any
 
-ABI = 1
+ABI = 2
 MAX_RULES = 512
 MAX_POLICIES = 256
 MAX_LEVEL = 31
@@ -20,6 +21,10 @@ EVENTS_BYTES = 262144
 EVENTS_PER_SECOND = 100
 DEFAULT_RULE = 0xFFFF
 NAME = 64
+UNSETTLED = 0x80000000
+MAX_SPARE = 1024
+SPARE = 0xFFFFFFFF
+LABELS = 1024
 
 
 class Hook(IntEnum):
@@ -70,6 +75,7 @@ class Flag(IntFlag):
     WANTS_NAMES = 0x0200
     WANTS_OPTIONS = 0x0400
     WANTS_IDLE = 0x0800
+    PARENT = 0x2000
     RUN = 0x4000
     BORN = 0x8000
 
@@ -161,6 +167,12 @@ class Policy(c.Structure):
     ]
 
 
+class Labels(c.Structure):
+    """struct weir_labels."""
+
+    _fields_ = [("text", c.c_char * LABELS)]
+
+
 class Rule(c.Structure):
     """struct weir_rule."""
 
@@ -244,22 +256,25 @@ class Event(c.Structure):
     ]
 
 
-MAPS = (
-    "config",
-    "cgroups",
-    "counters",
-    "buckets",
-    "sockets",
-    "verdicts",
-    "refusals",
-    "peers",
-    "addresses",
-    "clauses",
-    "rules",
-    "policies",
-    "events",
-)
-"""Names of the pinned maps (bpf/maps.c)."""
+MAPS: dict[str, tuple[type[Any] | None, type[Any] | None]] = {
+    "config": (c.c_uint32, Config),
+    "cgroups": (c.c_uint64, Enrolled),
+    "counters": (c.c_uint32, Counters),
+    "buckets": (c.c_uint32, Bucket),
+    "spare": (None, c.c_uint32),
+    "slots": (c.c_uint32, c.c_uint32),
+    "labels": (c.c_uint64, Labels),
+    "sockets": (c.c_uint32, Socket),
+    "verdicts": (c.c_uint32, Verdict),
+    "refusals": (Refusal, c.c_uint64),
+    "peers": (Peer, c.c_uint32),
+    "addresses": (c.c_uint32, c.c_uint32),
+    "clauses": (c.c_uint32, c.c_uint32),
+    "rules": (c.c_uint32, c.c_uint32),
+    "policies": (c.c_uint32, Policy),
+    "events": (None, None),
+}
+"""The pinned maps (bpf/maps.c) and the types of their keys and values; a queue has no keys, a ring buffer neither."""
 
 PROGRAMS = {
     "sock_create": ("CGROUP_SOCK", 2),

@@ -7,6 +7,7 @@ kernel's errno. Sizes are the map's own: the caller passes ctypes structures of 
 from __future__ import annotations
 
 import ctypes as c
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -164,6 +165,63 @@ def keys(fd: int, key_type: Any) -> Iterator[Any]:
             return
         yield following
         last = following
+
+
+BATCH = 512
+
+
+def batches(fd: int, key_type: Any, value_type: Any) -> Iterator[tuple[Any, Any]]:
+    """Every element of a map: pairs of ctypes arrays, keys and values; one by one where the map has no batches.
+
+    The items of an array of one of ctypes' numbers are Python's ints. An element that is written meanwhile may be missed or come with its old value, as in any walk of a hash map.
+    """
+
+    class Options(c.Structure):
+        """struct bpf_map_batch_opts."""
+
+        _fields_ = [("sz", c.c_size_t), ("elem_flags", c.c_uint64), ("flags", c.c_uint64)]
+
+    options = Options(sz=c.sizeof(Options))
+    size, position, more = BATCH, None, True
+    while more:
+        keys_, values, count = (key_type * size)(), (value_type * size)(), c.c_uint32(size)
+        following = c.create_string_buffer(max(c.sizeof(key_type), 4))
+        try:
+            _call("bpf_map_lookup_batch", fd, position, following, keys_, values, c.byref(count), c.byref(options))
+        except FileNotFoundError:
+            more = False  # the last batch: what there is of it is there
+        except OSError as e:
+            if e.errno == errno.ENOSPC:  # one bucket of a hash holds more than a batch
+                size *= 2
+                continue
+            if position is not None:
+                raise
+            yield from _one_by_one(fd, key_type, value_type)
+            return
+        position = following
+        if count.value:
+            yield (key_type * count.value).from_buffer(keys_), (value_type * count.value).from_buffer(values)
+
+
+def _one_by_one(fd: int, key_type: Any, value_type: Any) -> Iterator[tuple[Any, Any]]:
+    for key in keys(fd, key_type):
+        values = (value_type * 1)()
+        if lookup(fd, key, values):
+            yield (key_type * 1).from_buffer(key), values
+
+
+def push(fd: int, value: Any) -> None:
+    """One element into a queue."""
+    _call("bpf_map_update_elem", fd, None, c.byref(value), c.c_uint64(BPF_ANY))
+
+
+def pop(fd: int, value: Any) -> bool:
+    """Take the oldest element of a queue; False when it is empty."""
+    try:
+        _call("bpf_map_lookup_and_delete_elem", fd, None, c.byref(value))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def update_batch(fd: int, keys_: Any, values: Any) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes as c
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agent.errors import WeirError
-from agent.kernel import abi, libbpf
+from agent.kernel import abi, libbpf, reading
 from agent.kernel.pins import Pins, explained
-from agent.kernel.seam import Build, Counters, Enrolment, Event, Refused, RuleName, Version
+from agent.kernel.seam import Build, Counters, Enrolment, Event, Reading, Refused, RuleName, Version
 from agent.kernel.tables import fill
 from agent.policy.compile import Tables
 
@@ -27,6 +28,7 @@ class PinnedKernel:
         self._maps: dict[str, int] = {}
         self._ring: libbpf.RingBuffer | None = None
         self._cpus = 0
+        self._versions: dict[int, Version] = {}  # they never change, and their numbers are never used again
 
     def close(self) -> None:
         """Close what is open; everything stays pinned."""
@@ -84,12 +86,6 @@ class PinnedKernel:
         with explained("write weir's configuration map"):
             libbpf.update(self._map("config"), ZERO, config)
 
-    def _next_generation(self) -> None:
-        """What sockets remember of their owners is stale from here on."""
-        config = self._config()
-        config.generation = config.generation % 0xFFFFFFFF + 1
-        self._write_config(config)
-
     def max_capacity(self) -> Mapping[str, tuple[int, int]]:
         """Per map that can fill up: (entries, capacity)."""
         key_types = {"cgroups": c.c_uint64, "refusals": abi.Refusal, "policies": c.c_uint32}
@@ -139,7 +135,10 @@ class PinnedKernel:
                 directory.rmdir()
 
     def sweep(self) -> None:
-        """Remove the pins of links whose cgroup is gone, and what a killed ``install`` left."""
+        """Remove the pins of links whose cgroup is gone, and what a killed ``install`` or ``enrol`` left."""
+        if self._config().generation & abi.UNSETTLED:
+            with self._switching():
+                pass
         alive = self.attached()
         for directory in self._link_directories():
             if int(directory.name) not in alive:
@@ -152,28 +151,41 @@ class PinnedKernel:
 
     def enrolments(self) -> Mapping[int, Enrolment]:
         """Per cgroup id: its entry."""
-        fd, found = self._map("cgroups"), {}
-        for key in libbpf.keys(fd, c.c_uint64):
-            entry = abi.Enrolled()
-            if libbpf.lookup(fd, key, entry):
-                found[key.value] = Enrolment(entry.slot, entry.policy, abi.Flag(entry.flags))
-        return found
+        with explained("read the enrolments"):
+            return reading.enrolments(self._map("cgroups"))
 
-    def enrol(self, cgroup_id: int, enrolment: Enrolment) -> None:
-        """Write a cgroup's entry: it takes effect for the next call and packet."""
-        entry = abi.Enrolled()
-        if not libbpf.lookup(self._map("cgroups"), c.c_uint64(cgroup_id), entry):
-            entry.since = self._config().generation + 1
-        entry.policy, entry.slot, entry.flags = enrolment.policy, enrolment.slot, enrolment.flags
-        with explained(f"enrol cgroup {cgroup_id}"):
-            libbpf.update(self._map("cgroups"), c.c_uint64(cgroup_id), entry)
-        self._next_generation()
+    def enrol(self, entries: Mapping[int, Enrolment]) -> None:
+        """Write cgroups' entries: each takes effect for the next call and packet."""
+        cgroups = self._map("cgroups")
+        with self._switching() as generation:
+            for number, enrolment in entries.items():
+                entry = abi.Enrolled()
+                if not libbpf.lookup(cgroups, c.c_uint64(number), entry):
+                    entry.since = generation
+                entry.policy, entry.slot, entry.flags = enrolment.policy, enrolment.slot, enrolment.flags
+                with explained(f"enrol cgroup {number}"):
+                    libbpf.update(cgroups, c.c_uint64(number), entry)
 
-    def withdraw(self, cgroup_id: int) -> None:
-        """Remove a cgroup's entry."""
-        with explained(f"withdraw cgroup {cgroup_id}"):
-            libbpf.delete(self._map("cgroups"), c.c_uint64(cgroup_id))
-        self._next_generation()
+    def withdraw(self, cgroup_ids: Collection[int]) -> None:
+        """Remove cgroups' entries and labels."""
+        with self._switching():
+            for number in cgroup_ids:
+                with explained(f"withdraw cgroup {number}"):
+                    libbpf.delete(self._map("cgroups"), c.c_uint64(number))
+                    libbpf.delete(self._map("labels"), c.c_uint64(number))
+
+    @contextmanager
+    def _switching(self) -> Iterator[int]:
+        """Nothing that sockets remember of their owners counts from here on; yields the generation that comes after."""
+        config = self._config()
+        following = (config.generation & ~abi.UNSETTLED) % (abi.UNSETTLED - 1) + 1
+        config.generation |= abi.UNSETTLED
+        self._write_config(config)
+        try:
+            yield following
+        finally:
+            config.generation = following
+            self._write_config(config)
 
     def _numbers(self) -> set[int]:
         """The numbers of the policy versions, without the names of their rules."""
@@ -181,17 +193,17 @@ class PinnedKernel:
 
     def versions(self) -> Mapping[int, Version]:
         """The policy versions in the kernel, by number."""
-        fd, found = self._map("policies"), {}
-        for key in libbpf.keys(fd, c.c_uint32):
-            header = abi.Policy()
-            if libbpf.lookup(fd, key, header):
-                found[key.value] = Version(
+        numbers = self._numbers()
+        for number in numbers - self._versions.keys():
+            header, key = abi.Policy(), c.c_uint32(number)
+            if libbpf.lookup(self._map("policies"), key, header):
+                self._versions[number] = Version(
                     header.name.decode(),
                     bytes(header.sha256),
                     abi.Flag(header.flags),
                     tuple(self._rules(key, header.rules)),
                 )
-        return found
+        return {number: version for number, version in self._versions.items() if number in numbers}
 
     def _rules(self, number: c.c_uint32, count: int) -> Iterator[RuleName]:
         inner = c.c_uint32()
@@ -243,23 +255,8 @@ class PinnedKernel:
         values = self._per_cpu()
         with explained(f"read the counters of slot {slot}"):
             libbpf.lookup(self._map("counters"), c.c_uint32(slot), values)
-
-        def total(name: str) -> int:
-            return sum(getattr(value, name) for value in values)
-
-        def by_destination(name: str) -> dict[str, int]:
-            return {d: sum(getattr(value, name)[i] for value in values) for i, d in enumerate(abi.DESTINATIONS)}
-
-        return Counters(
-            by_destination("bytes"),
-            by_destination("packets"),
-            total("sockets_created"),
-            total("sockets_released"),
-            total("sockets_adopted"),
-            total("events_suppressed"),
-            total("events_lost"),
-            total("refusals_uncounted"),
-        )
+        words = memoryview(values).cast("B").cast("Q")
+        return reading.totals([sum(words[word :: reading.WORDS]) for word in range(reading.WORDS)])
 
     def _per_cpu(self) -> Any:
         self._cpus = self._cpus or libbpf.possible_cpus()
@@ -267,18 +264,66 @@ class PinnedKernel:
 
     def refusals(self) -> Mapping[Refused, int]:
         """Every refusal counter."""
-        fd, found = self._map("refusals"), {}
-        for key in libbpf.keys(fd, abi.Refusal):
-            count = c.c_uint64()
-            if libbpf.lookup(fd, key, count):
-                found[_refused(key)] = count.value
+        with explained("read the refusals"):
+            return reading.refusals(self._map("refusals"))
+
+    def read(self) -> Reading:
+        """Everything that is counted, in batches."""
+        present, marks = self.enrolments(), self.slots()
+        used = {enrolment.slot for enrolment in present.values()}
+        into = {slot: mark for slot, mark in marks.items() if mark != abi.SPARE and slot not in used}
+        cpus = len(self._per_cpu())
+        with explained("read the counters"):
+            counted = reading.counters(self._map("counters"), used | into.keys(), cpus)
+        refusals: dict[Refused, int] = {}
+        for refused, count in self.refusals().items():
+            owner = replace(refused, slot=into[refused.slot]) if refused.slot in into else refused
+            refusals[owner] = refusals.get(owner, 0) + count
+        return Reading(present, reading.folded(counted, into), refusals, self.versions())
+
+    def slots(self) -> Mapping[int, int]:
+        """What is remembered of slots that no entry may take: SPARE, or the slot that their counts are added to."""
+        with explained("read the slots"):
+            return reading.slots(self._map("slots"))
+
+    def mark(self, slot: int, mark: int) -> None:
+        """Remember SPARE, or the slot that this one's counts are added to; 0 forgets."""
+        with explained(f"mark slot {slot}"):
+            libbpf.update(self._map("slots"), c.c_uint32(slot), c.c_uint32(mark))
+
+    def stock(self, slots: Collection[int]) -> None:
+        """Give cleared slots to cgroups that are not born yet."""
+        for slot in slots:
+            self.mark(slot, abi.SPARE)
+            with explained("stock spare slots"):
+                libbpf.push(self._map("spare"), c.c_uint32(slot))
+
+    def drain(self) -> Collection[int]:
+        """Take back the slots that no cgroup has taken; they stay marked."""
+        slot, found = c.c_uint32(), []
+        with explained("take back spare slots"):
+            while libbpf.pop(self._map("spare"), slot):
+                found.append(slot.value)
         return found
 
-    def clear(self, slot: int) -> None:
-        """Zero a slot's counters and remove its refusal counters, for the next cgroup to use it."""
-        with explained(f"clear slot {slot}"):
-            libbpf.update(self._map("counters"), c.c_uint32(slot), self._per_cpu())
-            for key in [key for key in libbpf.keys(self._map("refusals"), abi.Refusal) if key.slot == slot]:
+    def label(self, cgroup_id: int, text: str) -> None:
+        """Remember what a cgroup is called: JSON of less than LABELS bytes."""
+        with explained(f"name cgroup {cgroup_id}"):
+            libbpf.update(self._map("labels"), c.c_uint64(cgroup_id), abi.Labels(text.encode()))
+
+    def labels(self) -> Mapping[int, str]:
+        """What ``label`` remembered, by cgroup id."""
+        with explained("read the cgroups' names"):
+            return reading.labels(self._map("labels"))
+
+    def clear(self, slots: Collection[int]) -> None:
+        """Zero the counters of slots, remove their refusal counters and marks, for other cgroups to use them."""
+        for slot in slots:
+            with explained(f"clear slot {slot}"):
+                libbpf.update(self._map("counters"), c.c_uint32(slot), self._per_cpu())
+                self.mark(slot, 0)
+        with explained("clear refusal counters"):
+            for key in [key for key in libbpf.keys(self._map("refusals"), abi.Refusal) if key.slot in slots]:
                 libbpf.delete(self._map("refusals"), key)
 
     def events(self, milliseconds: int) -> Sequence[Event]:
@@ -286,7 +331,7 @@ class PinnedKernel:
         if self._ring is None:
             with explained("read weir's events"):
                 self._ring = libbpf.RingBuffer(self._map("events"))
-        return [_event(abi.Event.from_buffer_copy(record)) for record in self._ring.poll(milliseconds)]
+        return [reading.event(record) for record in self._ring.poll(milliseconds)]
 
 
 @contextmanager
@@ -295,15 +340,3 @@ def _opened(fd: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _refused(raw: abi.Refusal | abi.Event) -> Refused:
-    rule = None if raw.rule == abi.DEFAULT_RULE else raw.rule
-    return Refused(raw.slot, raw.policy, abi.Hook(raw.hook), abi.Reason(raw.reason), rule, bool(raw.audited))
-
-
-def _event(raw: abi.Event) -> Event:
-    address = int.from_bytes(bytes(raw.address), "big")
-    return Event(
-        raw.time, raw.cgroup, raw.pid, raw.comm.decode(errors="replace"), address, raw.port, raw.protocol, _refused(raw)
-    )

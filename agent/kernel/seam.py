@@ -6,7 +6,7 @@ structures of bpf/abi.h stay behind the seam.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -79,6 +79,16 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """Everything that is counted. ``counters`` are by slot; folded slots are added to those that they count for."""
+
+    enrolments: Mapping[int, Enrolment]
+    counters: Mapping[int, Counters]
+    refusals: Mapping[Refused, int]
+    versions: Mapping[int, Version]
+
+
+@dataclass(frozen=True)
 class Event:
     """One refusal or audit as it happened. ``time`` is CLOCK_MONOTONIC in ns; ``pid`` is 0 for packets."""
 
@@ -116,11 +126,11 @@ class Kernel(Protocol):
     def enrolments(self) -> Mapping[int, Enrolment]:
         """Per cgroup id: its entry."""
 
-    def enrol(self, cgroup_id: int, enrolment: Enrolment) -> None:
-        """Write a cgroup's entry: it takes effect for the next call and packet."""
+    def enrol(self, entries: Mapping[int, Enrolment]) -> None:
+        """Write cgroups' entries: each takes effect for the next call and packet."""
 
-    def withdraw(self, cgroup_id: int) -> None:
-        """Remove a cgroup's entry."""
+    def withdraw(self, cgroup_ids: Collection[int]) -> None:
+        """Remove cgroups' entries and labels."""
 
     def versions(self) -> Mapping[int, Version]:
         """The policy versions in the kernel, by number."""
@@ -137,8 +147,29 @@ class Kernel(Protocol):
     def refusals(self) -> Mapping[Refused, int]:
         """Every refusal counter."""
 
-    def clear(self, slot: int) -> None:
-        """Zero a slot's counters and remove its refusal counters, for the next cgroup to use it."""
+    def read(self) -> Reading:
+        """Everything that is counted."""
+
+    def slots(self) -> Mapping[int, int]:
+        """What is remembered of slots that no entry may take: SPARE, or the slot that their counts are added to."""
+
+    def mark(self, slot: int, mark: int) -> None:
+        """Remember SPARE, or the slot that this one's counts are added to; 0 forgets."""
+
+    def stock(self, slots: Collection[int]) -> None:
+        """Give cleared slots to cgroups that are not born yet; marks them SPARE."""
+
+    def drain(self) -> Collection[int]:
+        """Take back the slots that no cgroup has taken; they stay marked."""
+
+    def label(self, cgroup_id: int, text: str) -> None:
+        """Remember what a cgroup is called: JSON of less than LABELS bytes."""
+
+    def labels(self) -> Mapping[int, str]:
+        """What ``label`` remembered, by cgroup id."""
+
+    def clear(self, slots: Collection[int]) -> None:
+        """Zero the counters of slots, remove their refusal counters and marks, for other cgroups to use them."""
 
     def events(self, milliseconds: int) -> Sequence[Event]:
         """The events that are there, waiting at most so long for the first."""

@@ -104,8 +104,8 @@ def switching(place: Place, cgroups: int, times: int) -> Cost:
 
         return Cost(f"switch {cgroups:,} cgroups to another policy", timed(switch, times), "ms", "budget 100 for 1,000")
     finally:
+        kernel.withdraw([path.stat().st_ino for path in made])
         for path in made:
-            kernel.withdraw(path.stat().st_ino)
             path.rmdir()
         kernel.close()
 

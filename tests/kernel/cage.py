@@ -196,7 +196,7 @@ class Box:
 
     def forget(self) -> None:
         """Let every counter of the box start from zero."""
-        self.cage.kernel.clear(self.slot)
+        self.cage.kernel.clear([self.slot])
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def test_more_policies_than_places(here: Site) -> None:
             for number in range(1000, 1000 + abi.MAX_POLICIES - 1):
                 key.value = number
                 libbpf.update(fd, key, header)
-                kernel.enrol(1 << 40 | number, Enrolment(number - 900, number, abi.Flag(0)))
+                kernel.enrol({1 << 40 | number: Enrolment(number - 900, number, abi.Flag(0))})
         finally:
             os.close(fd)
             kernel.close()
