@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from agent.errors import WeirError
-from agent.kernel import source
+from agent.kernel import adopt, source
 from agent.kernel.pinned import PinnedKernel
 from agent.kernel.pins import Pins
 
@@ -24,30 +24,34 @@ def load(pins: Pins, capacity: int | None = None, *, force: bool = False) -> boo
     Raises WeirError; then what was loaded before is still in force.
     """
     pins.make()
-    foreign = pins.foreign()
-    if foreign:
-        raise WeirError(
-            f"{pins.root} holds the pins of another version of weir ({', '.join(foreign)})",
-            "Remove them first, when nothing depends on them: weir unload",
-        )
     kernel = PinnedKernel(pins)
     try:
         present = kernel.build()
     finally:
         kernel.close()
-    if present and capacity not in (None, present.capacity):
-        raise WeirError(
-            f"weir is loaded for {present.capacity} containers and its tables cannot change size in place",
-            f"Unload first (weir unload), or leave out --max-containers {capacity}.",
-        )
+    adopted = None
     if present is None:
         with pins.loading():
             pins.remove_unfinished()
-    wanted = capacity or (present.capacity if present else CAPACITY)
+            adopted = adopt.adopt(pins)
+    if adopted and capacity not in (None, adopted):
+        raise _of_another_size(adopted, capacity)
+    if present and capacity not in (None, present.capacity):
+        raise _of_another_size(present.capacity, capacity)
+    wanted = capacity or (present.capacity if present else adopted or CAPACITY)
     if present and not force and present.build == source.build_number(source.text(source.directory()), (str(wanted),)):
+        adopt.forget(pins)
         return False
     run_loader(pins, wanted)
+    adopt.forget(pins)
     return True
+
+
+def _of_another_size(present: int, wanted: int | None) -> WeirError:
+    return WeirError(
+        f"weir is loaded for {present} containers and its tables cannot change size in place",
+        f"Unload first (weir unload), or leave out --max-containers {wanted}.",
+    )
 
 
 def run_loader(pins: Pins, capacity: int) -> None:

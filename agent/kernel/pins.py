@@ -118,11 +118,16 @@ class Pins:
         """Remove every pin: links first, so that no program stays attached without its maps."""
         with explained(f"remove {self.root}"):
             for base in sorted(self.root.iterdir()) if self.root.exists() else []:
-                for part in ("links", "programs", "maps"):
-                    _remove_tree(base / part)
-                base.rmdir()
+                self.remove_base(base)
             if self.root.exists():
                 self.root.rmdir()
+
+    def remove_base(self, base: Path) -> None:
+        """Remove the pins of one ABI version."""
+        with explained(f"remove {base}"):
+            for part in ("links", "programs", "maps"):
+                _remove_tree(base / part)
+            base.rmdir()
 
 
 def _remove_tree(path: Path) -> None:

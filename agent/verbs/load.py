@@ -68,7 +68,12 @@ def unload(force: bool) -> int:
     with place.locked():
         kernel = PinnedKernel(place.pins)
         try:
-            if not force and not place.pins.foreign() and kernel.is_loaded():
+            if not force and place.pins.foreign():
+                raise WeirError(
+                    f"another version of weir has rules in force ({', '.join(place.pins.foreign())})",
+                    "Take them over first (weir load), or set everything free: weir unload --force",
+                )
+            if not force and kernel.is_loaded():
                 refuse_when_enrolled(kernel, place)
         finally:
             kernel.close()

@@ -98,7 +98,8 @@ def test_pins_of_another_version(here: Site) -> None:
     said = one_line(here.weir("load"))
     assert "another version of weir (abi-99)" in said["message"]
     assert "weir unload" in said["hint"]
-    here.ok("unload")
+    assert "rules in force (abi-99)" in one_line(here.weir("unload"))["message"]
+    here.ok("unload", "--force")
     assert not here.place.pins.root.exists()
 
 

@@ -1,0 +1,171 @@
+"""A cgroup born below a managed parent: under the parent's policy and counted by itself from its first socket on."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agent.cgroups import tree
+from agent.controller import Placement, compiled
+from agent.kernel.abi import SPARE, Flag
+from tests.kernel.cage import Box, Cage
+from tests.kernel.rules import allow, deny, policy
+from tests.world import World
+
+CLOSED = policy(deny("127.0.0.2"))
+SIZE = 1000
+
+
+@contextmanager
+def child_of(box: Box, name: str = "") -> Iterator[Box]:
+    """A cgroup below a box, as a runtime makes one for a container."""
+    path = box.path / (name or f"born-{secrets.token_hex(3)}")
+    path.mkdir()
+    try:
+        yield Box(path, box.cage, box.world)
+    finally:
+        path.rmdir()
+
+
+@pytest.fixture
+def parent(cage: Cage, world: World, box: Box) -> Iterator[Box]:
+    """A managed parent under a policy, with four spare slots; everything below is withdrawn at the end."""
+    version = cage.controller.install(compiled(CLOSED))
+    cage.controller.place([Placement(box.id, version, compiled(CLOSED).version.flags, Flag.PARENT)])
+    cage.controller.stock(4)
+    yield box
+    cage.controller.restock()
+    for slot in cage.kernel.drain():
+        cage.kernel.mark(slot, 0)
+
+
+def send(count: int = 1) -> int:
+    """Datagrams of SIZE bytes to this host; the IP bytes that they make."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        for _ in range(count):
+            one.sendto(b"x" * SIZE, ("127.0.0.1", 9))
+    return count * (SIZE + 28)
+
+
+def knock() -> int:
+    """What connect() to the closed address answers."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.2", 9))
+
+
+def bytes_of(box: Box) -> int:
+    read = box.cage.kernel.read()
+    return sum(read.counters[read.enrolments[box.id].slot].bytes.values())
+
+
+def test_counted_by_itself_from_its_first_byte(parent: Box) -> None:
+    with child_of(parent) as one, child_of(parent) as two:
+        assert one.run(lambda: send(3)) == bytes_of(one)
+        assert two.run(send) == bytes_of(two)
+        assert bytes_of(parent) == 0
+        entry = parent.cage.kernel.enrolments()[one.id]
+        assert entry.flags & Flag.BORN
+        assert not entry.flags & Flag.PARENT
+        parent.cage.controller.withdraw_all([one.id, two.id])
+
+
+def test_under_the_parents_policy(parent: Box) -> None:
+    with child_of(parent) as one:
+        assert one.run(knock) in (errno.EACCES, errno.EPERM)
+        assert [(key.slot, count) for key, count in parent.cage.kernel.read().refusals.items() if count] == [
+            (parent.cage.kernel.enrolments()[one.id].slot, 1)
+        ]
+        parent.cage.controller.withdraw(one.id)
+
+
+def test_what_is_in_the_parent_itself_counts_with_it(parent: Box) -> None:
+    assert parent.run(send) == bytes_of(parent)
+    assert len(marked(parent.cage)) == 4
+
+
+def marked(cage: Cage) -> set[int]:
+    used = {entry.slot for entry in cage.kernel.enrolments().values()}
+    return {slot for slot, mark in cage.kernel.slots().items() if mark == SPARE and slot not in used}
+
+
+def test_without_a_spare_slot_it_stays_with_its_parent(parent: Box) -> None:
+    cage = parent.cage
+    for slot in cage.kernel.drain():
+        cage.kernel.mark(slot, 0)
+    with child_of(parent) as one:
+        sent = one.run(send)
+        assert one.id not in cage.kernel.enrolments()
+        assert one.run(knock) in (errno.EACCES, errno.EPERM)
+        assert bytes_of(parent) == sent
+        cage.controller.stock(1)
+        assert one.run(send) == bytes_of(one)
+        cage.controller.withdraw(one.id)
+
+
+def test_stock_is_filled_up_and_slots_come_back(parent: Box) -> None:
+    cage = parent.cage
+    with child_of(parent) as one:
+        one.run(send)
+        slot = cage.kernel.enrolments()[one.id].slot
+        assert len(marked(cage)) == 3
+        cage.controller.stock(4)
+        assert len(marked(cage)) == 4
+        cage.controller.withdraw(one.id)
+        assert slot not in cage.kernel.slots()
+
+
+def test_a_slot_that_a_killed_weir_marked_is_found(parent: Box) -> None:
+    cage = parent.cage
+    cage.kernel.mark(40, SPARE)
+    cage.controller.restock()
+    assert 40 not in cage.kernel.slots()
+    assert len(marked(cage)) == 4
+    with child_of(parent) as one:
+        assert one.run(send) == bytes_of(one)
+        cage.controller.withdraw(one.id)
+
+
+def test_nested_cgroups_become_one_container(parent: Box) -> None:
+    """Two cgroups in a container made sockets before anybody looked: one count, one owner, nothing lost."""
+    cage, opened = parent.cage, policy(allow("127.0.0.0/8"), default=deny().action)
+    with child_of(parent) as whole, child_of(whole, "a") as one, child_of(whole, "b") as two:
+        sent = one.run(lambda: send(2)) + two.run(send)
+        version = cage.controller.install(compiled(opened))
+        cage.controller.place([Placement(whole.id, version, compiled(opened).version.flags, nested=(one.id, two.id))])
+        entries = cage.kernel.enrolments()
+        assert len({entries[box.id].slot for box in (whole, one, two)}) == 1
+        assert bytes_of(whole) == sent
+        sent += whole.run(send) + two.run(send)
+        assert bytes_of(whole) == sent
+        assert one.run(knock) == errno.ECONNREFUSED
+        sent = bytes_of(whole)  # the SYN as well
+        cage.controller.withdraw_all([one.id])
+        assert bytes_of(whole) == sent
+        cage.controller.withdraw_all([whole.id, two.id])
+        assert len(cage.kernel.slots().keys() - marked(cage)) == 0
+        cage.controller.collect()
+
+
+def test_a_policy_switch_keeps_how_a_parent_was_enrolled(parent: Box) -> None:
+    cage, other = parent.cage, policy(deny("127.0.0.3"))
+    cage.controller.enrol(parent.path, compiled(other))
+    with child_of(parent) as one:
+        assert one.run(knock) == errno.ECONNREFUSED
+        assert one.id in cage.kernel.enrolments()
+        cage.controller.withdraw(one.id)
+
+
+def test_names_are_remembered_until_the_cgroup_is_withdrawn(parent: Box, tmp_path: Path) -> None:
+    kernel = parent.cage.kernel
+    kernel.label(parent.id, '{"pod": "ä"}')
+    assert kernel.labels()[parent.id] == '{"pod": "ä"}'
+    with child_of(parent) as one:
+        kernel.label(one.id, "{}")
+        parent.cage.controller.withdraw(one.id)
+        assert tree.cgroup_id(one.path) not in kernel.labels()
