@@ -77,3 +77,12 @@ def not_in_force(flags: Flag) -> list[str]:
 def cgroup_name(path: Path | None, root: Path, number: int) -> str:
     """A cgroup as people know it: its path below the mount, or its number when it is gone."""
     return f"/{path.relative_to(root)}" if path else f"(gone: id {number})"
+
+
+WHO = ("namespace", "pod", "container")
+"""The keys that name a container, largest part first; they are cAdvisor's."""
+
+
+def who(data: Mapping[str, Any]) -> str:
+    """A container as people know it, namespace/pod/container; empty when there are no names for it."""
+    return "/".join(data[key] for key in WHO if data.get(key))

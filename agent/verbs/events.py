@@ -1,26 +1,19 @@
-"""``weir events``: refusals and audits as they happen."""
+"""``weir events``: refusals and audits as they happen, from the agent when it runs, else from the kernel."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import time
-from collections.abc import Mapping
-from datetime import datetime, timezone
-from pathlib import Path
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
-from agent import names
 from agent.errors import WeirError
+from agent.events import Describer, as_text, sole_reader
 from agent.kernel.pinned import PinnedKernel
-from agent.kernel.seam import Event, Version
+from agent.node import ask
 from agent.place import Place
-from agent.policy.model import format_address
-
-PROTOCOLS = {6: "tcp", 17: "udp"}
 
 
 @click.command(
@@ -31,59 +24,40 @@ PROTOCOLS = {6: "tcp", 17: "udp"}
 def events(follow: bool, as_json: bool) -> int:
     """Print what was refused, or would have been (audit), one line each.
 
+    While weir agent runs: the last 1,000, or with -f those that come, for up to 32 readers; a reader that is too slow
+    is told how many it missed. Without it: what is waiting in the kernel, for one reader at a time.
+
     At most 100 a second for each cgroup are reported and the ring holds some 2,700 until they are read; the counters
-    (weir status) miss none, and say how many events were lost. One reader at a time.
+    (weir status) miss none, and say how many events were lost.
     """
     place = Place.here()
+    told = ask.events(ask.door(place.pins), follow)
+    for data in directly(place, follow) if told is None else told:
+        if as_json:
+            print(json.dumps(data), flush=True)
+        elif "lost" in data:
+            print(f"weir: {data['lost']} events are missing here: this reader was too slow", file=sys.stderr)
+        else:
+            print(as_text(data), flush=True)
+    return 0
+
+
+def directly(place: Place, follow: bool) -> Iterator[Mapping[str, Any]]:
+    """The events that wait in the kernel, and with ``follow`` those that come.
+
+    Raises WeirError when nothing is loaded, or another process reads them.
+    """
     kernel = PinnedKernel(place.pins)
-    if not kernel.is_loaded():
-        raise WeirError("nothing is loaded, so there are no events", "Start something: weir run, or weir attach")
-    fd = os.open(place.pins.maps, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        raise WeirError("another process reads the events already", "Only one can: stop the other first.") from e
-    try:
-        while True:
-            batch = kernel.events(200 if follow else 0)
-            paths, versions = (place.living(), kernel.versions()) if batch else ({}, {})
-            for event in batch:
-                data = as_data(event, paths, versions, place.root)
-                print(json.dumps(data) if as_json else as_text(data), flush=True)
-            if not follow and not batch:
-                return 0
+        if not kernel.is_loaded():
+            raise WeirError("nothing is loaded, so there are no events", "Start something: weir run, or weir attach")
+        describer = Describer(kernel, place)
+        with sole_reader(place.pins.maps):
+            while True:
+                batch = kernel.events(200 if follow else 0)
+                if batch:
+                    yield from describer.describe(batch)[0]
+                elif not follow:
+                    return
     finally:
-        os.close(fd)
         kernel.close()
-
-
-def as_data(event: Event, paths: Mapping[int, Path], versions: Mapping[int, Version], root: Path) -> dict[str, Any]:
-    """One event for machines."""
-    return {
-        "time": wall_clock(event.time).isoformat(timespec="milliseconds"),
-        "action": "audited" if event.refused.audited else "refused",
-        "cgroup": names.cgroup_name(paths.get(event.cgroup), root, event.cgroup),
-        "cgroup_id": event.cgroup,
-        "pid": event.pid or None,
-        "comm": event.comm or None,
-        **names.described(event.refused, versions),
-        "protocol": PROTOCOLS.get(event.protocol, str(event.protocol)),
-        "address": format_address(event.address) if event.address else None,
-        "port": event.port or None,
-    }
-
-
-def wall_clock(monotonic: int) -> datetime:
-    """A time of CLOCK_MONOTONIC (ns) on the calendar."""
-    ago = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - monotonic
-    return datetime.fromtimestamp((time.time_ns() - ago) / 1e9, timezone.utc)
-
-
-def as_text(data: Mapping[str, Any]) -> str:
-    """One event for people."""
-    who = f"{data['comm']}[{data['pid']}]" if data["pid"] else "packet"
-    where = f" {data['address']} port {data['port']}" if data["address"] else ""
-    rule = f"{data['policy']}/{data['rule']}" + (f" (line {data['line']})" if data["line"] else "")
-    return (
-        f"{data['time']} {data['action']} {data['hook']} {data['protocol']}{where} by {rule}: {who} in {data['cgroup']}"
-    )

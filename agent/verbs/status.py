@@ -1,22 +1,19 @@
-"""``weir status``: what is in force, per cgroup, and what is not."""
+"""``weir status``: what is in force, per container or cgroup, and what is not."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import click
 
 from agent import names
-from agent.cgroups import tree
-from agent.controller import Controller
-from agent.kernel.abi import Flag
 from agent.kernel.pinned import PinnedKernel
-from agent.kernel.seam import Enrolment, Refused, Version
+from agent.node import ask
 from agent.place import Place
+from agent.status import gather
 
 
 @click.command(
@@ -24,13 +21,11 @@ from agent.place import Place
 )
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 def status(as_json: bool) -> int:
-    """Show each cgroup under a policy: mode, layers in force and what they leave uncovered, bytes, refusals."""
-    place = Place.here()
-    kernel = PinnedKernel(place.pins)
-    try:
-        data = gather(place, kernel)
-    finally:
-        kernel.close()
+    """Show each cgroup under a policy: mode, layers in force and what they leave uncovered, bytes, refusals.
+
+    While weir agent runs, also the names of the containers, and how the agent is.
+    """
+    data = now(Place.here())
     if as_json:
         print(json.dumps(data))
     else:
@@ -38,85 +33,16 @@ def status(as_json: bool) -> int:
     return 0
 
 
-def gather(place: Place, kernel: PinnedKernel) -> dict[str, Any]:
-    """Everything that status shows, for machines."""
-    build = kernel.build()
-    if build is None:
-        return {"loaded": False, "cgroups": [], "maps": {}}
-    paths, versions, refusals = place.living(), kernel.versions(), kernel.refusals()
-    controller = Controller(kernel, place.root)
-    attached = kernel.attached()
-    rows = []
-    for number, enrolment in kernel.enrolments().items():
-        path = paths.get(number)
-        hooks = path is not None and controller.parent_of(path, attached) is not None
-        own = {refused: count for refused, count in refusals.items() if refused.slot == enrolment.slot}
-        rows.append(row(place, kernel, path, number, enrolment, hooks, own, versions))
-    return {
-        "loaded": True,
-        "build": f"{build.build:016x}",
-        "errno": "EACCES" if build.has_retval else "EPERM",
-        "cgroups": sorted(rows, key=lambda item: str(item["cgroup"])),
-        "maps": {name: {"entries": n, "capacity": size} for name, (n, size) in kernel.max_capacity().items()},
-    }
-
-
-def row(
-    place: Place,
-    kernel: PinnedKernel,
-    path: Path | None,
-    number: int,
-    enrolment: Enrolment,
-    hooks: bool,
-    refusals: Mapping[Refused, int],
-    versions: Mapping[int, Version],
-) -> dict[str, Any]:
-    """One cgroup."""
-    version = versions.get(enrolment.policy)
-    counters = kernel.counters(enrolment.slot)
-    with_filter, processes = seccomp(path) if path else (0, 0)
-    return {
-        "cgroup": names.cgroup_name(path, place.root, number),
-        "cgroup_id": number,
-        "gone": path is None,
-        "policy": version.name if version else None,
-        "sha256": version.sha256.hex() if version else None,
-        "mode": names.mode(enrolment.flags) if version else "refuse all",
-        "layers": {"hooks": hooks, "packets": hooks, "seccomp": f"{with_filter}/{processes}", "lsm": False},
-        "not_covered": not_covered(enrolment.flags, hooks, with_filter < processes, bool(version)),
-        "bytes": counters.bytes,
-        "packets": counters.packets,
-        "sockets": counters.sockets_created - counters.sockets_released,
-        "sockets_adopted": counters.sockets_adopted,
-        "events_lost": counters.events_lost + counters.events_suppressed,
-        "refusals_uncounted": counters.refusals_uncounted,
-        "refused": names.refusals(refusals, versions),
-    }
-
-
-def seccomp(path: Path) -> tuple[int, int]:
-    """(Processes with a seccomp filter, processes) of a cgroup, from /proc/PID/status."""
-    filtered = total = 0
-    for pid in tree.processes(path):
-        try:
-            text = Path(f"/proc/{pid}/status").read_text()
-        except OSError:
-            continue  # ended while we looked
-        total += 1
-        filtered += "\nSeccomp:\t2\n" in text
-    return filtered, total
-
-
-def not_covered(flags: Flag, hooks: bool, unfiltered: bool, has_policy: bool) -> list[str]:
-    """What the layers in force leave open, in plain sentences."""
-    if not hooks:
-        return ["EVERYTHING: the programs are not attached to this cgroup or a parent of it."]
-    if not has_policy:
-        return []
-    open_ends = names.not_in_force(flags)
-    if unfiltered:
-        open_ends.insert(0, "Processes without a seccomp filter can open sockets that are neither inet nor inet6.")
-    return open_ends
+def now(place: Place) -> dict[str, Any]:
+    """The state as the agent tells it, or from the kernel's tables where no agent runs."""
+    told = ask.status(ask.door(place.pins))
+    if told is not None:
+        return told
+    kernel = PinnedKernel(place.pins)
+    try:
+        return gather(place, kernel)
+    finally:
+        kernel.close()
 
 
 def show(data: Mapping[str, Any]) -> None:
@@ -125,13 +51,20 @@ def show(data: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+    def write(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    if "node" in data:
+        for line in node_lines(data):
+            write(line)
     if not data["loaded"]:
-        console.print("weir is not loaded: no rules are in force on this host")
+        write("weir is not loaded: no rules are in force on this host")
         return
-    console.print(f"loaded: build {data['build']}, a refused call answers {data['errno']}")
+    write(f"loaded: build {data['build']}, a refused call answers {data['errno']}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in (
-        "CGROUP",
+        "CONTAINER" if any(map(names.who, data["cgroups"])) else "CGROUP",
         "POLICY",
         "MODE",
         "HOOKS",
@@ -148,32 +81,52 @@ def show(data: Mapping[str, Any]) -> None:
     for item in data["cgroups"]:
         layers = item["layers"]
         table.add_row(
-            item["cgroup"],
+            names.who(item) or item["cgroup"],
             item["policy"] or "(none)",
             item["mode"],
             "yes" if layers["hooks"] else "NO",
             layers["seccomp"],
-            "no",
+            "yes" if layers["lsm"] else "no",
             *(f"{item['bytes'][kind]:,}" for kind in ("public", "private", "loopback")),
             f"{sum(refused['count'] for refused in item['refused']):,}",
         )
     console.print(table)
     for item in data["cgroups"]:
-        details(console.print, item)
+        details(write, item)
     for name, use in data["maps"].items():
         if use["entries"] * 10 >= use["capacity"] * 9:
-            console.print(f"NEARLY FULL: map {name} holds {use['entries']} of {use['capacity']}")
+            write(f"NEARLY FULL: map {name} holds {use['entries']} of {use['capacity']}")
 
 
-def details(write: Any, item: Mapping[str, Any]) -> None:
+def node_lines(data: Mapping[str, Any]) -> Iterator[str]:
+    """How the agent is: ready or why not, policies and files that are wrong, the CRI, how full the tables are."""
+    node = data["node"]
+    reloads = node["reloads"]
+    running = sum(1 for row in node["rows"] if row["container"] and row["gone"] is None)
+    yield f"agent: {'NOT READY' if node['not_ready'] else 'ready'}; {running} containers below {', '.join(node['roots']) or 'no root'}"
+    yield from (f"  not ready: {reason}" for reason in node["not_ready"])
+    yield from (f"  POLICY FILE WRONG: {file}: {why}" for file, why in reloads["failures"].items())
+    if node["cri"]:
+        yield f"  NO NAMES FROM THE CRI: {node['cri']}"
+    policies = ", ".join(f"{policy['name']} ({policy['mode']})" for policy in node["policies"])
+    yield f"policies: {policies or 'none'}; default {node['default'] or 'none'}"
+    if data["maps"]:
+        yield "tables: " + ", ".join(f"{name} {use['entries']}/{use['capacity']}" for name, use in data["maps"].items())
+
+
+def details(write: Callable[[str], None], item: Mapping[str, Any]) -> None:
     """The lines below the table: refusals by rule, what is not covered, what was lost."""
-    if not any(item[key] for key in ("refused", "not_covered", "sockets_adopted", "refusals_uncounted", "events_lost")):
+    worth = ("refused", "not_covered", "sockets_adopted", "refusals_uncounted", "events_lost", "problem")
+    if not any(item.get(key) for key in worth):
         return
-    write(f"\n{item['cgroup']}", markup=False)
+    named = names.who(item)
+    write(f"\n{named}: {item['cgroup']}" if named else f"\n{item['cgroup']}")
+    if item.get("problem"):
+        write(f"  PROBLEM: {item['problem']}")
     for refused in item["refused"]:
-        write(names.refusal_text(refused), markup=False)
+        write(names.refusal_text(refused))
     for sentence in item["not_covered"]:
-        write(f"  not covered: {sentence}", markup=False)
+        write(f"  not covered: {sentence}")
     if item["sockets_adopted"]:
         write(f"  {item['sockets_adopted']} sockets were open before it was enrolled; they are judged as its own")
     if item["refusals_uncounted"]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import WeirError
+from agent.events import as_data
 from agent.kernel.pinned import PinnedKernel
-from agent.verbs.events import as_data
 from tests.demo.attempts import LOCAL_PORT, Attempt
 from tests.demo.place import Weir, summary
 from tests.servers import transparent

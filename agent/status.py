@@ -1,0 +1,179 @@
+"""What is in force on this host and what it has counted, for machines: the facts of `weir status` and `weir top`.
+
+The kernel's tables say what is in force. An agent adds what only it knows: which cgroups are a container, the names, why
+a policy is not the one asked for, and how the agent itself is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from agent import names
+from agent.cgroups import tree
+from agent.kernel.abi import PROGRAMS, Flag
+from agent.kernel.reading import WORDS, added, totals
+from agent.kernel.seam import Enrolment, Kernel, Reading
+from agent.node.state import NodeState, Row
+from agent.place import Place
+
+NOTHING = totals([0] * WORDS)
+"""The counters of a cgroup that has no slot of its own."""
+
+
+def gather(place: Place, kernel: Kernel, state: NodeState | None = None) -> dict[str, Any]:
+    """Everything that status shows. ``state`` is what the agent knows, None where there is no agent.
+
+    One item of ``cgroups`` for each container of the state, and one for each enrolled cgroup that belongs to none.
+    ``monotonic`` is the time of the counters, in seconds of CLOCK_MONOTONIC.
+    """
+    build = kernel.build()
+    node = {"node": node_data(state)} if state else {}
+    if build is None:
+        return {"loaded": False, "cgroups": [], "maps": {}, **node}
+    reading, now, paths = kernel.read(), time.monotonic(), place.living()
+    hooked = hooks(paths, kernel.attached(), place.root)
+    groups = list(grouped(reading.enrolments, state.rows if state else ()))
+    return {
+        "loaded": True,
+        "build": f"{build.build:016x}",
+        "errno": "EACCES" if build.has_retval else "EPERM",
+        "monotonic": now,
+        "cgroups": sorted((item(place.root, reading, paths, hooked, group) for group in groups), key=_order),
+        "maps": {name: {"entries": n, "capacity": size} for name, (n, size) in kernel.max_capacity().items()},
+        **node,
+    }
+
+
+def _order(data: Mapping[str, Any]) -> tuple[str, str]:
+    return names.who(data), str(data["cgroup"])
+
+
+@dataclass(frozen=True)
+class Group:
+    """The enrolled cgroups that are shown as one, the one that gives its name first; ``row`` where the agent knows it."""
+
+    cgroup_ids: tuple[int, ...]
+    row: Row | None = None
+
+
+def grouped(enrolments: Mapping[int, Enrolment], rows: tuple[Row, ...]) -> Iterator[Group]:
+    """Each container with its enrolled cgroups, and each enrolled cgroup that is in none of them.
+
+    A container that is gone is left out when nothing of it is enrolled any more.
+    """
+    taken: set[int] = set()
+    for row in rows:
+        enrolled = tuple(number for number in row.cgroup_ids if number in enrolments)
+        if enrolled or row.gone is None:
+            taken.update(enrolled)
+            yield Group(enrolled or row.cgroup_ids[:1], row)
+    for number in enrolments:
+        if number not in taken:
+            yield Group((number,))
+
+
+def hooks(paths: Mapping[int, Path], attached: Mapping[int, frozenset[str]], root: Path) -> frozenset[int]:
+    """The ids of the cgroups that have all programs attached, to themselves or to a cgroup above them."""
+    complete = {paths[number] for number, programs in attached.items() if programs >= set(PROGRAMS) and number in paths}
+    return frozenset(
+        number
+        for number, path in paths.items()
+        if path in complete or any(parent in complete for parent in path.parents if parent.is_relative_to(root))
+    )
+
+
+def item(
+    root: Path, reading: Reading, paths: Mapping[int, Path], hooked: frozenset[int], group: Group
+) -> dict[str, Any]:
+    """One container or cgroup."""
+    row, number = group.row, group.cgroup_ids[0] if group.cgroup_ids else 0
+    path, enrolment = paths.get(number), reading.enrolments.get(number)
+    version = reading.versions.get(enrolment.policy) if enrolment else None
+    slots = {reading.enrolments[one].slot for one in group.cgroup_ids if one in reading.enrolments}
+    counters = reduce(added, (reading.counters[slot] for slot in slots if slot in reading.counters), NOTHING)
+    refusals = {refused: count for refused, count in reading.refusals.items() if refused.slot in slots}
+    filtered, processes = (row.filtered, row.processes) if row else seccomp(path) if path else (0, 0)
+    flags, hook = enrolment.flags if enrolment else Flag(0), number in hooked
+    known = {key: getattr(row, key) for key in (*names.WHO, "id", "runtime", "problem") if row and getattr(row, key)}
+    return {
+        "cgroup": row.cgroup if row else names.cgroup_name(path, root, number),
+        "cgroup_id": number,
+        **known,
+        "gone": path is None if row is None else row.gone is not None,
+        "policy": version.name if version else None,
+        "sha256": version.sha256.hex() if version else None,
+        "mode": names.mode(flags) if version else "refuse all",
+        "layers": {
+            "hooks": hook,
+            "packets": hook,
+            "seccomp": f"{filtered}/{processes}",
+            "lsm": bool(row and row.layers.get("lsm")),
+        },
+        "not_covered": not_covered(flags, hook, filtered < processes, bool(version)),
+        "bytes": counters.bytes,
+        "packets": counters.packets,
+        "sockets": counters.sockets_created - counters.sockets_released,
+        "sockets_adopted": counters.sockets_adopted,
+        "events_lost": counters.events_lost + counters.events_suppressed,
+        "refusals_uncounted": counters.refusals_uncounted,
+        "refused": names.refusals(refusals, reading.versions),
+    }
+
+
+def seccomp(path: Path) -> tuple[int, int]:
+    """(Processes with a seccomp filter, processes) of a cgroup, from /proc/PID/status."""
+    filtered = total = 0
+    for pid in tree.processes(path):
+        try:
+            text = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            continue  # ended while we looked
+        total += 1
+        filtered += "\nSeccomp:\t2\n" in text
+    return filtered, total
+
+
+def not_covered(flags: Flag, hooks: bool, unfiltered: bool, has_policy: bool) -> list[str]:
+    """What the layers in force leave open, in plain sentences."""
+    if not hooks:
+        return ["EVERYTHING: the programs are not attached to this cgroup or a parent of it."]
+    if not has_policy:
+        return []
+    open_ends = names.not_in_force(flags)
+    if unfiltered:
+        open_ends.insert(0, "Processes without a seccomp filter can open sockets that are neither inet nor inet6.")
+    return open_ends
+
+
+def node_data(state: NodeState) -> dict[str, Any]:
+    """A NodeState for machines. ``gone`` is how many seconds ago, null for what runs."""
+    now = time.monotonic()
+    return {
+        "rows": [row_data(row, now) for row in state.rows],
+        "policies": [asdict(policy) for policy in state.policies],
+        "reloads": {
+            "successes_total": state.reloads.successes_total,
+            "failures_total": state.reloads.failures_total,
+            "last_success": state.reloads.last_success,
+            "failures": dict(state.reloads.failures),
+        },
+        "roots": list(state.roots),
+        "default": state.default,
+        "cri": state.cri,
+        "not_ready": list(state.not_ready),
+    }
+
+
+def row_data(row: Row, now: float) -> dict[str, Any]:
+    """A Row for machines. ``now`` is time.monotonic()."""
+    return {
+        **vars(row),
+        "cgroup_ids": list(row.cgroup_ids),
+        "layers": dict(row.layers),
+        "gone": None if row.gone is None else max(0.0, now - row.gone),
+    }
