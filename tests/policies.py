@@ -19,6 +19,7 @@ from agent.policy.model import (
     Prefix,
     Protocol,
     Rule,
+    Selector,
     Sockets,
     parse_address,
 )
@@ -103,6 +104,53 @@ def rules(draw: st.DrawFn, name: str, line: int) -> Rule:
     )
 
 
+NAMESPACES = ["shop", "team-a", "team-b", "kube-system"]
+LABELS = {"app": ["web", "web-2", ""], "app.kubernetes.io/name": ["php", "Php_7.4"]}
+CONTAINERS = ["php", "php-fpm", "sidecar"]
+CGROUPS = [
+    "kubepods.slice/kubepods-pod1.slice/cri-containerd-1.scope",
+    "system.slice/docker-2.scope",
+    "kubepods/pod3/4",
+]
+
+
+@st.composite
+def globs(draw: st.DrawFn, texts: list[str]) -> str:
+    """Draw a glob that was made from one of the texts, so that many of them match one."""
+    text = draw(st.sampled_from([text for text in texts if text]))
+    first = draw(st.integers(0, len(text) - 1))
+    last = draw(st.integers(first + 1, len(text)))
+    middle = draw(
+        st.sampled_from([text[first:last], "*", "?" * (last - first), f"[{text[first]}]*", "[!x]*", "*[0-9]"])
+    )
+    glob = text[:first] + middle + text[last:]
+    return glob if glob.strip("/") == glob and "//" not in glob else text
+
+
+@st.composite
+def selectors(draw: st.DrawFn) -> Selector:
+    """Draw a selector with at least one part."""
+    keys = draw(st.lists(st.sampled_from(sorted(LABELS)), max_size=2, unique=True))
+    lists = [
+        tuple(draw(st.just([]) | st.lists(globs(texts), max_size=3, unique=True)))
+        for texts in (NAMESPACES, CONTAINERS, CGROUPS)
+    ]
+    labels = tuple((key, draw(globs(LABELS[key]) | st.just(""))) for key in keys)
+    selector = Selector(lists[0], labels, lists[1], lists[2])
+    return Selector(namespaces=("*",)) if selector == Selector() else selector
+
+
+def selector_as_yaml(selector: Selector) -> dict[str, object]:
+    """Return what spec.selector of a policy file holds."""
+    parts = {
+        "namespaces": list(selector.namespaces),
+        "podLabels": dict(selector.pod_labels),
+        "containers": list(selector.containers),
+        "cgroups": list(selector.cgroups),
+    }
+    return {key: part for key, part in parts.items() if part}
+
+
 @st.composite
 def policies(draw: st.DrawFn, max_rules: int = 8) -> Policy:
     """Draw a policy of up to ``max_rules`` rules whose prefixes overlap; nothing but egress and default restricts."""
@@ -163,6 +211,10 @@ def as_yaml(policy: Policy) -> str:
         "transfer": "allow",
         "options": {"mock": [], "others": "allow"},
     }
-    spec = {"sockets": sockets, "default": policy.default.value, **({"egress": egress} if egress else {})}
+    spec: dict[str, object] = {"sockets": sockets, "default": policy.default.value}
+    if egress:
+        spec["egress"] = egress
+    if policy.selector:
+        spec["selector"] = selector_as_yaml(policy.selector)
     head = {"apiVersion": "weir.dev/v1", "kind": "SocketPolicy", "metadata": {"name": policy.name}}
     return yaml.safe_dump({**head, "spec": spec}, sort_keys=False)

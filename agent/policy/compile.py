@@ -60,7 +60,7 @@ class Clause(NamedTuple):
         return bool(self.protocols & PROTOCOL_BITS[flow.protocol]) and self.first_port <= flow.port <= self.last_port
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # the agent holds some hundred of them for each policy of its node
 class Entry:
     """What the longest match finds: Tables.clauses[first:first + count], and the class that bytes count under."""
 

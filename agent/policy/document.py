@@ -16,10 +16,12 @@ from pydantic import (
     Tag,
     ValidationInfo,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import NullableSchema, WithDefaultSchema
 
+from agent.policy import globs
 from agent.policy.compile import MAX_RULES
 from agent.policy.model import IPV4_MAPPED, MAX_PORT, Action, Bind, Family, Mode, PortRange, Prefix, Protocol
 
@@ -44,6 +46,15 @@ DNS_NAME = re.compile(r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?\.)+[a
 PORTS = re.compile(r"[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?")
 DURATION = re.compile(r"[1-9][0-9]{0,5}[smh]")
 OPTION = re.compile(r"[A-Z][A-Z0-9]*_[A-Z0-9_]+")
+# Kubernetes, "Labels and Selectors": an optional DNS subdomain and a /, then a name of at most 63 characters.
+LABEL_KEY = re.compile(
+    r"((?=[^/]{1,253}/)[a-z0-9]([a-z0-9-]*[a-z0-9])?([.][a-z0-9]([a-z0-9-]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+)
+NAMESPACE_LETTERS = re.compile(r"[a-z0-9-]")  # RFC 1123, as Kubernetes asks of a namespace
+LABEL_VALUE_LETTERS = re.compile(r"[A-Za-z0-9_.-]")
+
+MAX_GLOBS = 64  # in one list of a selector: the agent holds every container against all of them
 
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -127,6 +138,52 @@ def known_set(name: str, info: ValidationInfo) -> str:
     return name
 
 
+def read_glob(text: str) -> str:
+    """Check a glob of a selector. Raises ValueError for an empty one and for a bracket that is wrong."""
+    if not text:
+        raise ValueError("the text is empty, which matches nothing; write a name, or a glob such as team-*")
+    globs.literals(text)
+    return text
+
+
+def read_namespace(text: str) -> str:
+    """Check a glob for namespaces. Raises ValueError for one that no namespace can match."""
+    return within(NAMESPACE_LETTERS, read_glob(text), "a namespace has lower-case letters, digits and hyphens only")
+
+
+def read_cgroup(text: str) -> str:
+    """Check a glob for paths of cgroups. Raises ValueError for one that no path below the mount can match."""
+    read_glob(text)
+    if text != text.strip("/") or "//" in text:
+        raise ValueError(
+            f"{text!r} never matches: paths count from the cgroup2 mount; write one such as system.slice/docker-*, "
+            "with no / at either end"
+        )
+    return text
+
+
+def read_label_value(text: str) -> str:
+    """Check a glob for a label's value; an empty one matches an empty value. Raises ValueError as read_namespace."""
+    return within(LABEL_VALUE_LETTERS, text, "a label's value has letters, digits, hyphens, dots and underscores only")
+
+
+def within(letters: re.Pattern[str], glob: str, rule: str) -> str:
+    """Check the characters of a glob that stand for themselves. Raises ValueError for one that nothing can match."""
+    strange = next((character for character in globs.literals(glob) if not letters.fullmatch(character)), None)
+    if strange is not None:
+        raise ValueError(f"{glob!r} never matches because of {strange!r}: {rule}")
+    return glob
+
+
+def read_label_key(text: str) -> str:
+    """Check the key of a pod's label. Raises ValueError for one that Kubernetes would not take."""
+    if not LABEL_KEY.fullmatch(text):
+        raise ValueError(
+            f"{text!r} is no key of a Kubernetes label; write one such as app or app.kubernetes.io/name, without globs"
+        )
+    return text
+
+
 def kind_of_destination(value: object) -> str | None:
     """Say which of the three forms an item of `to` has; None for none of them."""
     if isinstance(value, str):
@@ -175,6 +232,18 @@ Ports = Annotated[
         }
     ),
 ]
+
+
+def glob_schema(description: str, shortest: int = 1) -> WithJsonSchema:
+    """Return the JSON Schema of a glob."""
+    return WithJsonSchema({"type": "string", "minLength": shortest, "description": description})
+
+
+Glob = Annotated[str, AfterValidator(read_glob), glob_schema("A name, or a glob such as team-*.")]
+NamespaceGlob = Annotated[str, AfterValidator(read_namespace), glob_schema("A namespace, or a glob such as team-*.")]
+CgroupGlob = Annotated[str, AfterValidator(read_cgroup), glob_schema("A path below the cgroup2 mount; * goes past /.")]
+LabelGlob = Annotated[str, AfterValidator(read_label_value), glob_schema("A label's value, or a glob.", 0)]
+LabelKey = Annotated[str, AfterValidator(read_label_key), text_schema(LABEL_KEY, "The key of a pod's label.")]
 
 
 class Part(BaseModel):
@@ -242,9 +311,44 @@ class SocketsPart(Part):
     options: OptionsPart = Field(default_factory=OptionsPart)
 
 
+class SelectorPart(Part):
+    """Which containers of a node get this policy: those that match every key given. At least one key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"minProperties": 1})
+
+    namespaces: Annotated[tuple[NamespaceGlob, ...], AfterValidator(different)] = Field(
+        default=(), min_length=1, max_length=MAX_GLOBS, description="Any one of these namespaces."
+    )
+    pod_labels: dict[LabelKey, LabelGlob] = Field(
+        default_factory=dict,
+        alias="podLabels",
+        min_length=1,
+        max_length=MAX_GLOBS,
+        description="All of these labels, each with a value that the glob matches.",
+        json_schema_extra={"additionalProperties": False},  # pydantic makes the key's pattern a patternProperty
+    )
+    containers: Annotated[tuple[Glob, ...], AfterValidator(different)] = Field(
+        default=(), min_length=1, max_length=MAX_GLOBS, description="Any one of these names of a container in its pod."
+    )
+    cgroups: Annotated[tuple[CgroupGlob, ...], AfterValidator(different)] = Field(
+        default=(), min_length=1, max_length=MAX_GLOBS, description="Any one of these cgroups."
+    )
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "SelectorPart":
+        if not self.model_fields_set:
+            raise ValueError(
+                "the selector is empty; give it namespaces, podLabels, containers or cgroups, or take the key out"
+            )
+        return self
+
+
 class SpecPart(Part):
     """What the policy says."""
 
+    selector: SelectorPart | None = Field(
+        default=None, description="Which containers get it from `weir agent`, unless their pod's annotation names one."
+    )
     mode: Mode = Field(default=Mode.ENFORCE, description="audit: count and report, refuse nothing.")
     sockets: SocketsPart = Field(default_factory=SocketsPart)
     egress: tuple[RulePart, ...] = Field(

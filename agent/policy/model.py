@@ -176,6 +176,20 @@ class Sockets:
     options: Options
 
 
+@dataclass(frozen=True)
+class Selector:
+    """Which containers of a node a policy is for: those that match every part that is not empty.
+
+    ``namespaces``, ``containers`` and ``cgroups`` hold globs, any one of which is enough; ``cgroups`` are paths below
+    the cgroup2 mount. ``pod_labels`` holds keys, each with a glob for its value, all of which must match.
+    """
+
+    namespaces: tuple[str, ...] = ()
+    pod_labels: tuple[tuple[str, str], ...] = ()
+    containers: tuple[str, ...] = ()
+    cgroups: tuple[str, ...] = ()
+
+
 class Unenforced(str, Enum):
     """Parts of a policy that are read and explained, and enforced by a later release; the value says what that means."""
 
@@ -190,7 +204,10 @@ class Unenforced(str, Enum):
 
 @dataclass(frozen=True)
 class Policy:
-    """A whole policy. ``source`` is the file's name, ``sha256`` the hex digest of its bytes, ``text`` what it says."""
+    """A whole policy. ``source`` is the file's name, ``sha256`` the hex digest of its bytes, ``text`` what it says.
+
+    ``selector`` is None for a policy that containers get by annotation, by --policy or as the default only.
+    """
 
     name: str
     mode: Mode
@@ -200,6 +217,7 @@ class Policy:
     source: str
     sha256: str
     text: str
+    selector: Selector | None = None
 
     def unenforced(self) -> tuple["Unenforced", ...]:
         """Return the parts of this policy that this release reads but no layer enforces."""

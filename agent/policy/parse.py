@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from agent.errors import WeirError
 from agent.policy import overlap, sets, yamlfile
 from agent.policy.compile import MAX_RULES
-from agent.policy.document import Document, NameDestination, Part, RulePart, SetDestination, SocketsPart
-from agent.policy.model import BOTH_PROTOCOLS, Options, Policy, Prefix, Rule, Sockets
+from agent.policy.document import Document, NameDestination, Part, RulePart, SelectorPart, SetDestination, SocketsPart
+from agent.policy.model import BOTH_PROTOCOLS, Options, Policy, Prefix, Rule, Selector, Sockets
 from agent.policy.overlap import Place
 from agent.policy.structure import child, problem_at, structural
 from agent.policy.yamlfile import Node, Problem
@@ -85,6 +85,17 @@ def build(
         source=path,
         sha256=hashlib.sha256(data).hexdigest(),
         text=data.decode("utf-8"),
+        selector=build_selector(spec.selector) if spec.selector else None,
+    )
+
+
+def build_selector(part: SelectorPart) -> Selector:
+    """Return the meaning of a selector."""
+    return Selector(
+        namespaces=part.namespaces,
+        pod_labels=tuple(part.pod_labels.items()),
+        containers=part.containers,
+        cgroups=part.cgroups,
     )
 
 

@@ -46,16 +46,22 @@ def structural(error: ValidationError, root: Node, file: str) -> Iterator[Proble
     """Yield a problem for each of pydantic's findings but those about nodes that are reported already."""
     for detail in error.errors(include_url=False):
         place = without_tag(detail["loc"])
+        about_key = place[-1:] == (KEY,)
+        place = place[:-1] if about_key else place
         path, nearest, node = locate(root, place)
-        if node and node.broken:
+        if node and node.broken and not about_key:
             continue
         if detail["type"] == "too_short" and node and node.value:
             continue  # pydantic counts the items that are right; those that are wrong have problems of their own
         line, column = nearest.line, nearest.column
-        if detail["type"] == "extra_forbidden":
+        if about_key or detail["type"] == "extra_forbidden":
             *parents, key = place
             line, column = locate(root, tuple(parents))[1].keys[str(key)]
         yield Problem(file, line, column, path, wording(detail, path, node))
+
+
+KEY = "[key]"
+"""What pydantic puts behind the place of a value when the key itself is wrong."""
 
 
 def without_tag(place: Place) -> Place:
@@ -66,9 +72,10 @@ def without_tag(place: Place) -> Place:
 
 WORDING = {
     "model_type": "{written} stands where keys and values belong; write `key: value`",
+    "dict_type": "{written} stands where keys and values belong; write `key: value`",
     "tuple_type": "{written} stands where a list belongs; put it between [ and ]",
     "string_type": "{written} stands where text belongs; write it as one word, in quotes if it is a number",
-    "too_short": "the list is empty; put something in it, or take the key out",
+    "too_short": "the {kind} is empty; put something in it, or take the key out",
     "too_long": "{actual_length} items; the limit is {max_length}, so join some",
     "union_tag_not_found": "{written} is no destination; write an address in quotes, {{set: NAME}} or {{name: NAME}}",
     "value_error": "{error}",
@@ -84,7 +91,11 @@ def wording(detail: ErrorDetails, path: str, node: Node | None) -> str:
         return f"the key is missing; add `{path.rpartition('.')[2]}:` and its value"
     if detail["type"] == "extra_forbidden":
         return unknown_key(path)
-    context: dict[str, Any] = {"written": described(node), **detail.get("ctx", {})}
+    context: dict[str, Any] = {
+        "written": described(node),
+        "kind": described(node).partition(" ")[2],
+        **detail.get("ctx", {}),
+    }
     if "expected" in context:
         context["expected"] = context["expected"].replace("'", "")
     if node and isinstance(node.value, bool):

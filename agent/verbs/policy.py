@@ -12,7 +12,7 @@ from agent.policy import find, refresh, sets
 from agent.policy.compile import compile_policy
 from agent.policy.document import schema
 from agent.policy.explain import as_json, as_text, explain
-from agent.policy.model import Flow, Policy, Protocol, Rule, parse_address
+from agent.policy.model import Flow, Policy, Protocol, Rule, Selector, parse_address
 
 MAX_LISTED = 20  # changed prefixes that refresh-set prints; more are counted
 
@@ -138,6 +138,7 @@ def policy_json(loaded: Policy) -> dict[str, object]:
         "file": loaded.source,
         "sha256": loaded.sha256,
         "mode": loaded.mode.value,
+        "selector": selector_json(loaded.selector) if loaded.selector else None,
         "sockets": {
             "families": sorted(family.value for family in sockets.families),
             "protocols": sorted(protocol.value for protocol in sockets.protocols),
@@ -152,6 +153,30 @@ def policy_json(loaded: Policy) -> dict[str, object]:
         "tables": {"entries": len(tables.entries), "clauses": len(tables.clauses)},
         "notInForce": [part.value for part in loaded.unenforced()],
     }
+
+
+def selector_json(selector: Selector) -> dict[str, object]:
+    """Return a selector as JSON; what is left out of the file is [] or {}."""
+    return {
+        "namespaces": list(selector.namespaces),
+        "podLabels": dict(selector.pod_labels),
+        "containers": list(selector.containers),
+        "cgroups": list(selector.cgroups),
+    }
+
+
+def selector_text(selector: Selector | None) -> str:
+    """Return in words which containers of a node a policy is for."""
+    if selector is None:
+        return "no container by itself: by annotation, by --policy, or as the default"
+    labels = [f"{key}={glob}" for key, glob in selector.pod_labels]
+    parts = {
+        "namespace": " or ".join(selector.namespaces),
+        "pod label": " and ".join(labels),
+        "container": " or ".join(selector.containers),
+        "cgroup": " or ".join(selector.cgroups),
+    }
+    return "; ".join(f"{what} {globs}" for what, globs in parts.items() if globs)
 
 
 def rule_json(rule: Rule) -> dict[str, object]:
@@ -177,6 +202,7 @@ def policy_text(loaded: Policy) -> str:
     lines = [
         f"policy   {loaded.name} ({loaded.source}, sha256 {loaded.sha256[:12]})",
         f"mode     {loaded.mode.value}",
+        f"selects  {selector_text(loaded.selector)}",
         f"sockets  {families}; {protocols}",
         f"         listen {listen}, bind {bind}, transfer {transfer}, reclaimed {idle}",
         f"options  {', '.join(sockets.options.mock) or 'none'} pretended, others {sockets.options.others.value}",

@@ -9,7 +9,7 @@ import pytest
 from agent.controller import compiled, flags_of
 from agent.kernel.abi import Flag
 from agent.policy.find import load
-from agent.policy.model import Action, Bind, Family, Mode, Policy, Protocol, Rule, Sockets
+from agent.policy.model import Action, Bind, Family, Mode, Policy, Protocol, Rule, Selector, Sockets
 from tests.policies import OPEN_SOCKETS
 
 ALLOW_ALL = Policy("open", Mode.ENFORCE, OPEN_SOCKETS, (), Action.ALLOW, "open.yaml", "0" * 64, "")
@@ -51,3 +51,7 @@ def test_a_rule_of_another_name_is_another_version() -> None:
         compiled(replace(ALLOW_ALL, egress=(replace(rule, **c),))).version for c in ({}, {"name": "b"}, {"line": 8})
     ]
     assert len({version.sha256 for version in versions}) == 3
+
+
+def test_who_a_policy_is_for_is_not_in_the_tables() -> None:
+    assert compiled(replace(ALLOW_ALL, selector=Selector(namespaces=("prod",)))) == compiled(ALLOW_ALL)

@@ -22,8 +22,14 @@ def objects(node: object) -> Iterator[dict[str, Any]]:
 
 def test_unknown_keys_are_refused_everywhere() -> None:
     mappings = [node for node in objects(schema()) if node.get("type") == "object"]
-    assert len(mappings) == 8
+    assert len(mappings) == 10
     assert all(node["additionalProperties"] is False for node in mappings)
+
+
+def test_a_selector_needs_a_key() -> None:
+    selector = schema()["$defs"]["SelectorPart"]
+    assert selector["minProperties"] == 1
+    assert all(part.get("minItems", part.get("minProperties")) == 1 for part in selector["properties"].values())
 
 
 def test_the_schema_knows_the_keys_of_the_format() -> None:
@@ -48,7 +54,8 @@ def test_required_keys() -> None:
 
 def test_patterns_are_anchored_and_work() -> None:
     patterns = {str(node["pattern"]) for node in objects(schema()) if "pattern" in node}
+    patterns |= {pattern for node in objects(schema()) for pattern in node.get("patternProperties", {})}
     assert all(pattern.startswith("^(") and pattern.endswith(")$") for pattern in patterns)
-    for word in ("google-dns", "smtp.gmail.com", "8000-8099", "10m", *APP_ENGINE_MOCKED):
+    for word in ("google-dns", "smtp.gmail.com", "8000-8099", "10m", "app.kubernetes.io/name", *APP_ENGINE_MOCKED):
         assert any(re.search(pattern, word) for pattern in patterns), word
     assert not any(re.search(pattern, "No Such Thing!") for pattern in patterns)

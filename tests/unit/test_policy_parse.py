@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.policy import sets
-from agent.policy.model import Action, Bind, Family, Mode, Options, PortRange, Prefix, Protocol
+from agent.policy.model import Action, Bind, Family, Mode, Options, PortRange, Prefix, Protocol, Selector
 from agent.policy.parse import PolicyInvalid, parse
 from agent.policy.yamlfile import MAX_BYTES, MAX_DEPTH
+from tests.policies import selector_as_yaml, selectors
 
 RESOLVERS = (Prefix.parse("10.96.0.10"),)
 
@@ -189,6 +190,76 @@ WRONG = {
             "9:22: spec.sockets.options.mock[0]: 'keepalive' is no socket option",
         ],
     ),
+    "an empty selector": ("spec: {selector: {}}\n", ["4:18: spec.selector: the selector is empty; give it namespaces"]),
+    "empty parts of a selector": (
+        "spec: {selector: {namespaces: [], podLabels: {}, containers: [''], cgroups: ['']}}\n",
+        [
+            "4:31: spec.selector.namespaces: the list is empty",
+            "4:46: spec.selector.podLabels: the mapping is empty",
+            "4:63: spec.selector.containers[0]: the text is empty, which matches nothing",
+            "4:78: spec.selector.cgroups[0]: the text is empty",
+        ],
+    ),
+    "types in a selector": (
+        "spec:\n  selector:\n    namespaces: prod\n    podLabels: [app]\n    containers: {a: b}\n    cgroup: [x]\n",
+        [
+            "6:17: spec.selector.namespaces: 'prod' stands where a list belongs",
+            "7:16: spec.selector.podLabels: a list stands where keys and values belong",
+            "8:17: spec.selector.containers: a mapping stands where a list belongs",
+            "9:5: spec.selector.cgroup: there is no such key; did you mean cgroups?",
+        ],
+    ),
+    "label keys": (
+        (
+            "spec:\n  selector:\n    podLabels:\n      '': a\n      app.kubernetes.io/name: b\n      a/b/c: d\n"
+            "      app*: e\n      Example.org/app: f\n      -app: ~\n"
+        ),
+        [
+            "7:7: spec.selector.podLabels.: '' is no key of a Kubernetes label; write one such as app or app.k",
+            "9:7: spec.selector.podLabels.a/b/c: 'a/b/c' is no key",
+            "10:7: spec.selector.podLabels.app*: 'app*' is no key",
+            "11:7: spec.selector.podLabels.Example.org/app: 'Example.org/app' is no key",
+            "12:7: spec.selector.podLabels.-app: '-app' is no key",
+            "12:13: spec.selector.podLabels.-app: there is no value",
+        ],
+    ),
+    "label values": (
+        "spec: {selector: {podLabels: {a: 1, b: yes, c: a/b, d: '[', e: [x], f: ''}}}\n",
+        [
+            "4:34: spec.selector.podLabels.a: '1' stands where text belongs",
+            "4:40: spec.selector.podLabels.b: YAML reads 'yes' as true; if you mean the word, put it in quotes",
+            "4:48: spec.selector.podLabels.c: 'a/b' never matches because of '/': a label's value has",
+            "4:56: spec.selector.podLabels.d: '[' has a [ without a ]",
+            "4:64: spec.selector.podLabels.e: a list stands where text belongs",
+        ],
+    ),
+    "globs": (
+        "spec:\n  selector:\n    namespaces: [Prod, 'team_*', '[A-Z]*', 'a[', '[]', '[!]', '[z-a]', 'a[]]', '[!a-c]?*']\n",
+        [
+            "6:18: spec.selector.namespaces[0]: 'Prod' never matches because of 'P': a namespace has lower-case",
+            "6:24: spec.selector.namespaces[1]: 'team_*' never matches because of '_'",
+            "6:44: spec.selector.namespaces[3]: 'a[' has a [ without a ] and a character between",
+            "6:50: spec.selector.namespaces[4]: '[]' has a [ without",
+            "6:56: spec.selector.namespaces[5]: '[!]' has a [ without",
+            "6:63: spec.selector.namespaces[6]: '[z-a]' has the range z-a, which is reversed; write a-z",
+        ],
+    ),
+    "globs for cgroups": (
+        "spec: {selector: {cgroups: [/system.slice/*, system.slice/, a//b, 'system.slice/docker-*', a, a]}}\n",
+        [
+            "4:29: spec.selector.cgroups[0]: '/system.slice/*' never matches: paths count from the cgroup2 mount",
+            "4:46: spec.selector.cgroups[1]: 'system.slice/' never matches",
+            "4:61: spec.selector.cgroups[2]: 'a//b' never matches",
+        ],
+    ),
+    "a glob twice": (
+        "spec: {selector: {containers: [a, b, a]}}\n",
+        ["4:31: spec.selector.containers: a is listed twice; take one out"],
+    ),
+    "too many globs": (
+        f"spec: {{selector: {{containers: [{', '.join(f'c{n}' for n in range(65))}]}}}}\n",
+        ["4:31: spec.selector.containers: 65 items; the limit is 64, so join some"],
+    ),
     "duplicates in a list of words": (
         "spec: {sockets: {families: [inet, unix, inet]}}\n",
         ["4:28: spec.sockets.families: inet is listed twice"],
@@ -342,6 +413,28 @@ def test_every_key_arrives() -> None:
     assert (two.prefixes, two.names, two.ports) == (None, (), ())
 
 
+def test_every_key_of_a_selector_arrives() -> None:
+    parts = {
+        "namespaces: [prod, 'team-[!x]*']": Selector(namespaces=("prod", "team-[!x]*")),
+        "podLabels: {app.kubernetes.io/name: web*, tier: ''}": Selector(
+            pod_labels=(("app.kubernetes.io/name", "web*"), ("tier", ""))
+        ),
+        "containers: [php]": Selector(containers=("php",)),
+        "cgroups: ['*/docker-*.scope']": Selector(cgroups=("*/docker-*.scope",)),
+    }
+    for text, selector in parts.items():
+        assert parse(HEAD + f"spec: {{selector: {{{text}}}}}\n", "p.yaml", ()).selector == selector
+    whole = parse(HEAD + f"spec: {{selector: {{{', '.join(parts)}}}}}\n", "p.yaml", ()).selector
+    assert whole == Selector(("prod", "team-[!x]*"), whole.pod_labels if whole else (), ("php",), ("*/docker-*.scope",))
+    assert parse(HEAD + "spec: {}\n", "p.yaml", ()).selector is None
+
+
+@given(selectors())
+def test_a_selector_reads_back_as_it_is_written(selector: Selector) -> None:
+    text = yaml.safe_dump({"spec": {"selector": selector_as_yaml(selector)}}, sort_keys=False, width=10_000)
+    assert parse(HEAD + text, "p.yaml", ()).selector == selector
+
+
 def test_the_digest_is_that_of_the_bytes() -> None:
     data = (HEAD + "spec: {}\n").encode()
     assert parse(data, "p.yaml", ()).sha256 == parse(data.decode(), "p.yaml", ()).sha256
@@ -367,7 +460,7 @@ APPENGINE = (sets.POLICIES / "appengine.yaml").read_text("utf-8")
 WORDS = [
     "apiVersion", "weir.dev/v1", "kind", "SocketPolicy", "metadata", "name", "spec", "mode", "sockets",
     "egress", "default", "action", "to", "ports", "protocol", "set", "families", "options", "mock",
-    "idleTimeout", "deny", "allow", "private", "10.0.0.0/8", "::1", "25", "20-21", "22:22", "~", "no", "", "<<",
+    "selector", "namespaces", "podLabels", "cgroups", "team-*", "[", "idleTimeout", "deny", "allow", "private", "10.0.0.0/8", "::1", "25", "20-21", "22:22", "~", "no", "", "<<",
     "0x1f", "1e5", ".nan", "2026-01-01", "10m",
 ]  # fmt: skip
 leaves = st.sampled_from(WORDS) | st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -388,7 +481,10 @@ def test_random_text(data: str | bytes) -> None:
 @given(values, st.booleans())
 def test_random_structures(value: object, flow: bool) -> None:
     only_policy_invalid(yaml.safe_dump(value, default_flow_style=flow))
-    only_policy_invalid(HEAD + yaml.safe_dump({"spec": {"egress": [value], "sockets": value}}, default_flow_style=flow))
+    only_policy_invalid(
+        HEAD
+        + yaml.safe_dump({"spec": {"egress": [value], "sockets": value, "selector": value}}, default_flow_style=flow)
+    )
 
 
 @settings(max_examples=400, deadline=None)

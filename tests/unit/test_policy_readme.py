@@ -24,7 +24,7 @@ def test_every_example_is_a_policy(text: str) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
 
 
 def test_the_explanation_is_what_weir_prints() -> None:

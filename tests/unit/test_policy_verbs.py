@@ -94,6 +94,20 @@ def test_show() -> None:
     assert any(line.split() == ["default", "deny", "any", "any", "any"] for line in lines)
 
 
+def test_show_says_which_containers_it_is_for(good: Path) -> None:
+    assert "selects  no container by itself: by annotation, by --policy, or as the default" in printed("show", good)
+    assert json.loads(printed("show", good, "--json"))["selector"] is None
+    good.write_text(
+        GOOD.replace(
+            "{default", "{selector: {namespaces: [a, b-*], podLabels: {app: web, tier: ''}, cgroups: [x/*]}, default"
+        )
+    )
+    assert "selects  namespace a or b-*; pod label app=web and tier=; cgroup x/*\n" in printed("show", good)
+    assert json.loads(printed("show", good, "--json"))["selector"] == {
+        "namespaces": ["a", "b-*"], "podLabels": {"app": "web", "tier": ""}, "containers": [], "cgroups": ["x/*"],
+    }  # fmt: skip
+
+
 def test_show_json() -> None:
     shown = json.loads(printed("show", "appengine", "--json"))
     assert (shown["name"], shown["mode"], shown["default"]) == ("appengine", "enforce", "allow")
