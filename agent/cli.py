@@ -14,7 +14,9 @@ VERBS = {
     "detach": "attach",
     "status": "status",
     "events": "events",
+    "top": "top",
     "policy": "policy",
+    "seccomp-profile": "seccomp_profile",
     "probe": "probe",
     "version": "version",
 }
@@ -32,7 +34,7 @@ class Verbs(click.Group):
         """The verb, or None when there is none of that name."""
         if cmd_name not in VERBS:
             return None
-        command: click.Command = getattr(import_module(f"agent.verbs.{VERBS[cmd_name]}"), cmd_name)
+        command: click.Command = getattr(import_module(f"agent.verbs.{VERBS[cmd_name]}"), cmd_name.replace("-", "_"))
         return command
 
 
