@@ -25,7 +25,6 @@ class ContainerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CONTAINER_RUNNING: _ClassVar[ContainerState]
     CONTAINER_EXITED: _ClassVar[ContainerState]
     CONTAINER_UNKNOWN: _ClassVar[ContainerState]
-
 POD: NamespaceMode
 CONTAINER: NamespaceMode
 NODE: NamespaceMode
@@ -49,12 +48,7 @@ class VersionResponse(_message.Message):
     runtime_name: str
     runtime_version: str
     runtime_api_version: str
-    def __init__(
-        self,
-        runtime_name: _Optional[str] = ...,
-        runtime_version: _Optional[str] = ...,
-        runtime_api_version: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, runtime_name: _Optional[str] = ..., runtime_version: _Optional[str] = ..., runtime_api_version: _Optional[str] = ...) -> None: ...
 
 class NamespaceOption(_message.Message):
     __slots__ = ("network", "pid", "ipc")
@@ -64,12 +58,7 @@ class NamespaceOption(_message.Message):
     network: NamespaceMode
     pid: NamespaceMode
     ipc: NamespaceMode
-    def __init__(
-        self,
-        network: _Optional[_Union[NamespaceMode, str]] = ...,
-        pid: _Optional[_Union[NamespaceMode, str]] = ...,
-        ipc: _Optional[_Union[NamespaceMode, str]] = ...,
-    ) -> None: ...
+    def __init__(self, network: _Optional[_Union[NamespaceMode, str]] = ..., pid: _Optional[_Union[NamespaceMode, str]] = ..., ipc: _Optional[_Union[NamespaceMode, str]] = ...) -> None: ...
 
 class SecurityProfile(_message.Message):
     __slots__ = ("profile_type", "localhost_ref")
@@ -78,7 +67,6 @@ class SecurityProfile(_message.Message):
         RuntimeDefault: _ClassVar[SecurityProfile.ProfileType]
         Unconfined: _ClassVar[SecurityProfile.ProfileType]
         Localhost: _ClassVar[SecurityProfile.ProfileType]
-
     RuntimeDefault: SecurityProfile.ProfileType
     Unconfined: SecurityProfile.ProfileType
     Localhost: SecurityProfile.ProfileType
@@ -86,11 +74,7 @@ class SecurityProfile(_message.Message):
     LOCALHOST_REF_FIELD_NUMBER: _ClassVar[int]
     profile_type: SecurityProfile.ProfileType
     localhost_ref: str
-    def __init__(
-        self,
-        profile_type: _Optional[_Union[SecurityProfile.ProfileType, str]] = ...,
-        localhost_ref: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, profile_type: _Optional[_Union[SecurityProfile.ProfileType, str]] = ..., localhost_ref: _Optional[str] = ...) -> None: ...
 
 class LinuxSandboxSecurityContext(_message.Message):
     __slots__ = ("namespace_options",)
@@ -104,11 +88,7 @@ class LinuxPodSandboxConfig(_message.Message):
     SECURITY_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     cgroup_parent: str
     security_context: LinuxSandboxSecurityContext
-    def __init__(
-        self,
-        cgroup_parent: _Optional[str] = ...,
-        security_context: _Optional[_Union[LinuxSandboxSecurityContext, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, cgroup_parent: _Optional[str] = ..., security_context: _Optional[_Union[LinuxSandboxSecurityContext, _Mapping]] = ...) -> None: ...
 
 class PodSandboxMetadata(_message.Message):
     __slots__ = ("name", "uid", "namespace", "attempt")
@@ -120,13 +100,7 @@ class PodSandboxMetadata(_message.Message):
     uid: str
     namespace: str
     attempt: int
-    def __init__(
-        self,
-        name: _Optional[str] = ...,
-        uid: _Optional[str] = ...,
-        namespace: _Optional[str] = ...,
-        attempt: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., namespace: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class PodSandboxConfig(_message.Message):
     __slots__ = ("metadata", "log_directory", "labels", "annotations", "linux")
@@ -137,7 +111,6 @@ class PodSandboxConfig(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class AnnotationsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -145,7 +118,6 @@ class PodSandboxConfig(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     METADATA_FIELD_NUMBER: _ClassVar[int]
     LOG_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
@@ -156,14 +128,7 @@ class PodSandboxConfig(_message.Message):
     labels: _containers.ScalarMap[str, str]
     annotations: _containers.ScalarMap[str, str]
     linux: LinuxPodSandboxConfig
-    def __init__(
-        self,
-        metadata: _Optional[_Union[PodSandboxMetadata, _Mapping]] = ...,
-        log_directory: _Optional[str] = ...,
-        labels: _Optional[_Mapping[str, str]] = ...,
-        annotations: _Optional[_Mapping[str, str]] = ...,
-        linux: _Optional[_Union[LinuxPodSandboxConfig, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, metadata: _Optional[_Union[PodSandboxMetadata, _Mapping]] = ..., log_directory: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., linux: _Optional[_Union[LinuxPodSandboxConfig, _Mapping]] = ...) -> None: ...
 
 class RunPodSandboxRequest(_message.Message):
     __slots__ = ("config",)
@@ -231,13 +196,7 @@ class Mount(_message.Message):
     host_path: str
     readonly: bool
     propagation: MountPropagation
-    def __init__(
-        self,
-        container_path: _Optional[str] = ...,
-        host_path: _Optional[str] = ...,
-        readonly: _Optional[bool] = ...,
-        propagation: _Optional[_Union[MountPropagation, str]] = ...,
-    ) -> None: ...
+    def __init__(self, container_path: _Optional[str] = ..., host_path: _Optional[str] = ..., readonly: _Optional[bool] = ..., propagation: _Optional[_Union[MountPropagation, str]] = ...) -> None: ...
 
 class KeyValue(_message.Message):
     __slots__ = ("key", "value")
@@ -253,9 +212,7 @@ class Capability(_message.Message):
     DROP_CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     add_capabilities: _containers.RepeatedScalarFieldContainer[str]
     drop_capabilities: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(
-        self, add_capabilities: _Optional[_Iterable[str]] = ..., drop_capabilities: _Optional[_Iterable[str]] = ...
-    ) -> None: ...
+    def __init__(self, add_capabilities: _Optional[_Iterable[str]] = ..., drop_capabilities: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LinuxContainerSecurityContext(_message.Message):
     __slots__ = ("capabilities", "privileged", "namespace_options", "readonly_rootfs", "no_new_privs", "seccomp")
@@ -271,15 +228,7 @@ class LinuxContainerSecurityContext(_message.Message):
     readonly_rootfs: bool
     no_new_privs: bool
     seccomp: SecurityProfile
-    def __init__(
-        self,
-        capabilities: _Optional[_Union[Capability, _Mapping]] = ...,
-        privileged: _Optional[bool] = ...,
-        namespace_options: _Optional[_Union[NamespaceOption, _Mapping]] = ...,
-        readonly_rootfs: _Optional[bool] = ...,
-        no_new_privs: _Optional[bool] = ...,
-        seccomp: _Optional[_Union[SecurityProfile, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, capabilities: _Optional[_Union[Capability, _Mapping]] = ..., privileged: _Optional[bool] = ..., namespace_options: _Optional[_Union[NamespaceOption, _Mapping]] = ..., readonly_rootfs: _Optional[bool] = ..., no_new_privs: _Optional[bool] = ..., seccomp: _Optional[_Union[SecurityProfile, _Mapping]] = ...) -> None: ...
 
 class LinuxContainerConfig(_message.Message):
     __slots__ = ("security_context",)
@@ -304,7 +253,6 @@ class ContainerConfig(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     class AnnotationsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -312,7 +260,6 @@ class ContainerConfig(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     METADATA_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
@@ -331,18 +278,7 @@ class ContainerConfig(_message.Message):
     annotations: _containers.ScalarMap[str, str]
     log_path: str
     linux: LinuxContainerConfig
-    def __init__(
-        self,
-        metadata: _Optional[_Union[ContainerMetadata, _Mapping]] = ...,
-        image: _Optional[_Union[ImageSpec, _Mapping]] = ...,
-        command: _Optional[_Iterable[str]] = ...,
-        envs: _Optional[_Iterable[_Union[KeyValue, _Mapping]]] = ...,
-        mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ...,
-        labels: _Optional[_Mapping[str, str]] = ...,
-        annotations: _Optional[_Mapping[str, str]] = ...,
-        log_path: _Optional[str] = ...,
-        linux: _Optional[_Union[LinuxContainerConfig, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, metadata: _Optional[_Union[ContainerMetadata, _Mapping]] = ..., image: _Optional[_Union[ImageSpec, _Mapping]] = ..., command: _Optional[_Iterable[str]] = ..., envs: _Optional[_Iterable[_Union[KeyValue, _Mapping]]] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., labels: _Optional[_Mapping[str, str]] = ..., annotations: _Optional[_Mapping[str, str]] = ..., log_path: _Optional[str] = ..., linux: _Optional[_Union[LinuxContainerConfig, _Mapping]] = ...) -> None: ...
 
 class CreateContainerRequest(_message.Message):
     __slots__ = ("pod_sandbox_id", "config", "sandbox_config")
@@ -352,12 +288,7 @@ class CreateContainerRequest(_message.Message):
     pod_sandbox_id: str
     config: ContainerConfig
     sandbox_config: PodSandboxConfig
-    def __init__(
-        self,
-        pod_sandbox_id: _Optional[str] = ...,
-        config: _Optional[_Union[ContainerConfig, _Mapping]] = ...,
-        sandbox_config: _Optional[_Union[PodSandboxConfig, _Mapping]] = ...,
-    ) -> None: ...
+    def __init__(self, pod_sandbox_id: _Optional[str] = ..., config: _Optional[_Union[ContainerConfig, _Mapping]] = ..., sandbox_config: _Optional[_Union[PodSandboxConfig, _Mapping]] = ...) -> None: ...
 
 class CreateContainerResponse(_message.Message):
     __slots__ = ("container_id",)
@@ -417,14 +348,7 @@ class ContainerStatus(_message.Message):
     exit_code: int
     reason: str
     message: str
-    def __init__(
-        self,
-        id: _Optional[str] = ...,
-        state: _Optional[_Union[ContainerState, str]] = ...,
-        exit_code: _Optional[int] = ...,
-        reason: _Optional[str] = ...,
-        message: _Optional[str] = ...,
-    ) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[ContainerState, str]] = ..., exit_code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ContainerStatusResponse(_message.Message):
     __slots__ = ("status", "info")
@@ -435,14 +359,11 @@ class ContainerStatusResponse(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-
     STATUS_FIELD_NUMBER: _ClassVar[int]
     INFO_FIELD_NUMBER: _ClassVar[int]
     status: ContainerStatus
     info: _containers.ScalarMap[str, str]
-    def __init__(
-        self, status: _Optional[_Union[ContainerStatus, _Mapping]] = ..., info: _Optional[_Mapping[str, str]] = ...
-    ) -> None: ...
+    def __init__(self, status: _Optional[_Union[ContainerStatus, _Mapping]] = ..., info: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ExecSyncRequest(_message.Message):
     __slots__ = ("container_id", "cmd", "timeout")
@@ -452,9 +373,7 @@ class ExecSyncRequest(_message.Message):
     container_id: str
     cmd: _containers.RepeatedScalarFieldContainer[str]
     timeout: int
-    def __init__(
-        self, container_id: _Optional[str] = ..., cmd: _Optional[_Iterable[str]] = ..., timeout: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, container_id: _Optional[str] = ..., cmd: _Optional[_Iterable[str]] = ..., timeout: _Optional[int] = ...) -> None: ...
 
 class ExecSyncResponse(_message.Message):
     __slots__ = ("stdout", "stderr", "exit_code")
@@ -464,6 +383,4 @@ class ExecSyncResponse(_message.Message):
     stdout: bytes
     stderr: bytes
     exit_code: int
-    def __init__(
-        self, stdout: _Optional[bytes] = ..., stderr: _Optional[bytes] = ..., exit_code: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, stdout: _Optional[bytes] = ..., stderr: _Optional[bytes] = ..., exit_code: _Optional[int] = ...) -> None: ...

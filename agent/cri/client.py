@@ -1,0 +1,130 @@
+"""Names and labels of containers from the container runtime: containerd or CRI-O, through the CRI API v1.
+
+client = Client(Path("/run/containerd/containerd.sock"))
+named = client.inventory().named(container_id)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from sys import intern
+
+from google.protobuf.message import DecodeError
+
+from agent.cri import api_pb2 as api
+from agent.cri.rpc import Connection, CriUnavailable
+
+__all__ = ["SANDBOX", "Client", "ContainerInfo", "CriUnavailable", "Inventory", "Named", "PodInfo"]
+
+SANDBOX = "POD"
+"""The container name of a sandbox's own process, which has none: the one that cAdvisor and the kubelet's metrics use."""
+
+_OURS = "weir.dev/"
+_SERVICE = "/runtime.v1.RuntimeService/"
+
+
+@dataclass(frozen=True)
+class PodInfo:
+    """A pod's sandbox. ``annotations`` are those of weir only (weir.dev/…): others can be large."""
+
+    sandbox_id: str
+    uid: str
+    namespace: str
+    name: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ContainerInfo:
+    """A container of a pod, whatever its state."""
+
+    id: str
+    name: str
+    sandbox_id: str
+
+
+@dataclass(frozen=True)
+class Named:
+    """What people call a container. Labels and annotations are its pod's."""
+
+    namespace: str
+    pod: str
+    container: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What the runtime had at one moment: containers by their id, pods by the id of their sandbox."""
+
+    containers: Mapping[str, ContainerInfo]
+    pods: Mapping[str, PodInfo]
+
+    def named(self, container_id: str) -> Named | None:
+        """The names of a container or of a sandbox (container SANDBOX); None when the runtime did not list it."""
+        container = self.containers.get(container_id)
+        pod = self.pods.get(container.sandbox_id if container else container_id)
+        if pod is None:
+            return None
+        name = container.name if container else SANDBOX
+        return Named(pod.namespace, pod.name, name, pod.labels, pod.annotations)
+
+    def pod_of_uid(self, uid: str) -> PodInfo | None:
+        """The pod with this uid, as Kubernetes writes it (with hyphens); of several sandboxes the newest."""
+        return self._by_uid.get(uid)
+
+    @cached_property
+    def _by_uid(self) -> dict[str, PodInfo]:
+        return {pod.uid: pod for pod in self.pods.values()}
+
+
+class Client:
+    """Asks the runtime at a socket. Each question has a connection of its own, so a restart of the runtime is no matter.
+
+    ``timeout``: seconds for one question, connecting included.
+    """
+
+    def __init__(self, socket_path: Path, timeout: float = 5.0) -> None:
+        self._path = socket_path
+        self._timeout = timeout
+
+    def inventory(self) -> Inventory:
+        """Every pod and container that the runtime knows now, stopped ones included.
+
+        Raises CriUnavailable when it does not answer, not in time, or not in the CRI's language.
+        """
+        with Connection(self._path, self._timeout) as connection:
+            # Containers first: the pod of a container that was listed is then listed too, unless both are gone.
+            containers = connection.call(f"{_SERVICE}ListContainers", api.ListContainersRequest().SerializeToString())
+            pods = connection.call(f"{_SERVICE}ListPodSandbox", api.ListPodSandboxRequest().SerializeToString())
+        try:
+            return Inventory(_containers(containers), _pods(pods))
+        except DecodeError as e:
+            message = f"The container runtime at {self._path} gave an answer that is no CRI message"
+            raise CriUnavailable(message, "Name the socket of containerd or CRI-O with --cri") from e
+
+
+def _containers(answer: bytes) -> dict[str, ContainerInfo]:
+    listed = api.ListContainersResponse.FromString(answer).containers
+    return {c.id: ContainerInfo(c.id, intern(c.metadata.name), c.pod_sandbox_id) for c in listed}
+
+
+def _pods(answer: bytes) -> dict[str, PodInfo]:
+    """The pods by sandbox id, oldest first."""
+    listed = sorted(api.ListPodSandboxResponse.FromString(answer).items, key=lambda pod: pod.created_at)
+    return {
+        pod.id: PodInfo(
+            pod.id,
+            pod.metadata.uid,
+            intern(pod.metadata.namespace),
+            pod.metadata.name,
+            {intern(key): intern(value) for key, value in pod.labels.items()},
+            {intern(key): value for key, value in pod.annotations.items() if key.startswith(_OURS)},
+        )
+        for pod in listed
+    }
