@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 
 from agent.errors import WeirError
 
@@ -80,4 +80,32 @@ def paths_by_id(root: Path) -> dict[int, Path]:
             found[os.stat(path).st_ino] = path
         except FileNotFoundError:
             continue
+    return found
+
+
+def scan(
+    mount: Path, start: PurePosixPath, into: Callable[[PurePosixPath], bool] = lambda _: True
+) -> dict[PurePosixPath, int]:
+    """The cgroup ``start`` and those below it, parents first: path below the mount → cgroup id. Empty when it is not there.
+
+    Below a cgroup that ``into`` refuses nothing is looked at. The ids come with the names (kernfs: d_ino is the inode's
+    number), and a cgroup that has no children is not opened (kernfs: the link count is 2 and one for each child).
+    """
+    try:
+        found = {start: os.stat(mount / start).st_ino}
+    except OSError:
+        return {}
+    waiting = [start]
+    while waiting:
+        at = waiting.pop()
+        directory = f"{mount}/{at}"
+        try:
+            if not into(at) or os.stat(directory).st_nlink <= 2:
+                continue
+            with os.scandir(directory) as entries:
+                children = {at / e.name: e.inode() for e in entries if e.is_dir(follow_symlinks=False)}
+        except OSError:
+            continue  # removed while we looked
+        found |= children
+        waiting += children
     return found
