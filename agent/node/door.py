@@ -76,9 +76,10 @@ class _Client:
 class Door:
     """Serves on a socket at ``path``. ``status`` makes the answer to "status"; it is called in a thread of the Door's."""
 
-    def __init__(self, path: Path, status: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, path: Path, status: Callable[[], Mapping[str, Any]], patience: float = PATIENCE) -> None:
         self._path = path
         self._status = status
+        self._patience = patience
         self._lock = threading.Lock()  # over _clients' queues and _kept; never held over a system call that can wait
         self._clients: dict[int, _Client] = {}
         self._kept: deque[bytes] = deque(maxlen=KEPT)
@@ -120,7 +121,7 @@ class Door:
         self._asked.put(None)
         self._ring()
         self._threads[0].join()
-        self._threads[1].join(PATIENCE)  # it may be in the middle of an answer
+        self._threads[1].join(self._patience)  # it may be in the middle of an answer
         with suppress(OSError):
             if os.stat(self._path).st_ino == self._inode:
                 self._path.unlink()
@@ -140,7 +141,7 @@ class Door:
             self._ring()
 
     def _ring(self) -> None:
-        with suppress(BlockingIOError):  # it has been rung already
+        with suppress(OSError):  # it has been rung already, or nobody is in any more
             self._wake.send(b"\0")
 
     def _answer(self) -> None:
@@ -159,7 +160,7 @@ class Door:
     def _serve(self) -> None:
         try:
             while not self._end:
-                for key, events in self._selector.select(PATIENCE / 10):
+                for key, events in self._selector.select(self._patience / 10):
                     if key.fileobj is self._listener:
                         self._accept()
                     elif key.fileobj is self._woken:
@@ -223,7 +224,7 @@ class Door:
     def _ask(self, client: _Client, line: bytes) -> None:
         try:
             request = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             request = None
         match request:
             case {"want": "status"}:
@@ -258,7 +259,7 @@ class Door:
         now = time.monotonic()
         for client in list(self._clients.values()):
             waits = bool(client.pending or client.lines)
-            sleeps = not client.follows and (waits or not client.asked) and now - client.since > PATIENCE
+            sleeps = not client.follows and (waits or not client.asked) and now - client.since > self._patience
             if sleeps or (client.ends and not waits):
                 self._hang_up(client)
             else:
