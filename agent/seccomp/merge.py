@@ -15,7 +15,7 @@ from agent.seccomp.oci import ERRNO, Answer, Machine, entries, entry_of
 from agent.seccomp.rules import Comparison, Deny
 
 _REGISTER = 2**64 - 1
-_MAX_STEPS = 20_000  # Docker's and Podman's profiles need under 2,000
+_MAX_STEPS = 10_000  # with the shipped policies, Docker's and Podman's profiles need under 2,000 for socket()
 _MAX_PIECES = 1_000  # of a call; a filter has at most 4,096 instructions (BPF_MAXINSNS, linux/bpf_common.h), and each takes two or more
 
 Known = Mapping[int, tuple[int, int]]
