@@ -105,11 +105,11 @@ def _walk(relative: PurePosixPath, root: PurePosixPath) -> tuple[Found, bool] | 
     for i in range(start, len(names)):
         above, name = names[:i], names[i]
         if _is_plumbing(above, name):
-            return Found(PurePosixPath(*names[: i + 1]), Identity(Kind.STRUCTURE)), False
+            return Found(_first(relative, i + 1), Identity(Kind.STRUCTURE)), False
         container = _container(above, name)
         if container and (not service or container[0] in _OWNED):
             identity = Identity(Kind.CONTAINER, *container, pod_uid=pod_uid)
-            return Found(PurePosixPath(*names[: i + 1]), identity), False
+            return Found(_first(relative, i + 1), identity), False
         uid = "" if service else _pod(above, name)
         if uid:
             pod_uid, kind = uid, Kind.POD
@@ -119,11 +119,16 @@ def _walk(relative: PurePosixPath, root: PurePosixPath) -> tuple[Found, bool] | 
             kind, plain = Kind.CGROUP, i if plain < 0 else plain
             service = service or name.endswith(".service")
             if not name.endswith((".slice", ".service")) and name != "kubelet":
-                return Found(PurePosixPath(*names[: plain + 1]), Identity(Kind.CGROUP)), False
+                return Found(_first(relative, plain + 1), Identity(Kind.CGROUP)), False
     deeper = len(names) - start < _DEEPEST
     if kind is Kind.CGROUP:
-        return Found(PurePosixPath(*names[: plain + 1]), Identity(Kind.CGROUP)), deeper
+        return Found(_first(relative, plain + 1), Identity(Kind.CGROUP)), deeper
     return Found(relative, Identity(kind, pod_uid=pod_uid)), deeper
+
+
+def _first(path: PurePosixPath, count: int) -> PurePosixPath:
+    """The first names of a path."""
+    return path if count == len(path.parts) else PurePosixPath(*path.parts[:count])
 
 
 def _container(above: tuple[str, ...], name: str) -> tuple[str, str] | None:

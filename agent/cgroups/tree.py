@@ -100,7 +100,7 @@ def scan(
         at = waiting.pop()
         directory = f"{mount}/{at}"
         try:
-            if not into(at) or os.stat(directory).st_nlink <= 2:
+            if os.stat(directory).st_nlink <= 2 or not into(at):
                 continue
             with os.scandir(directory) as entries:
                 children = {at / e.name: e.inode() for e in entries if e.is_dir(follow_symlinks=False)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import select
 import time
 from collections.abc import Callable, Iterator
@@ -153,6 +154,37 @@ def test_a_storm_while_it_is_read(watch: Watch, mount: Path, own: PurePosixPath)
     assert known == tree.scan(mount, own).keys() - {own}
     assert len(known) == 2 * len(living)
     assert watched(watch) == 1 + len(living)
+
+
+def test_a_storm_beside_the_reader(watch: Watch, mount: Path, own: PurePosixPath) -> None:
+    """Another process makes and removes under the same ten names, so that what is listed is ahead of what is told."""
+
+    def job(link: Link) -> None:
+        dice = random.Random(7)
+        for _ in range(4000):
+            pod = mount / own / f"p{dice.randrange(10)}"
+            if not pod.exists():
+                pod.mkdir()
+            elif (pod / "leaf").exists():
+                (pod / "leaf").rmdir()
+                if dice.random() < 0.8:
+                    pod.rmdir()
+            else:
+                (pod / "leaf").mkdir()
+
+    known: set[PurePosixPath] = set()
+    with fork(job, lambda: None) as link:
+        over = False
+        while not over:
+            over = link._connection.poll()
+            changes = watch.read(0)
+            assert known >= set(changes.removed)
+            known.difference_update(changes.removed)
+            assert not known & set(changes.created)
+            known.update(changes.created)
+        link.receive()
+    assert known == tree.scan(mount, own).keys() - {own}
+    assert watched(watch) == 1 + sum(path.name != "leaf" for path in known)
 
 
 def test_an_overflow_is_told_and_nothing_is_missed(watch: Watch, mount: Path, own: PurePosixPath) -> None:
