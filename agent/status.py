@@ -7,8 +7,9 @@ a policy is not the one asked for, and how the agent itself is.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from agent import names
 from agent.cgroups import tree
 from agent.kernel.abi import PROGRAMS, Flag
 from agent.kernel.reading import WORDS, added, totals
-from agent.kernel.seam import Enrolment, Kernel, Reading
+from agent.kernel.seam import Enrolment, Kernel, Reading, Refused
 from agent.node.state import NodeState, Row
 from agent.place import Place
 
@@ -36,14 +37,14 @@ def gather(place: Place, kernel: Kernel, state: NodeState | None = None) -> dict
     if build is None:
         return {"loaded": False, "cgroups": [], "maps": {}, **node}
     reading, now, paths = kernel.read(), time.monotonic(), place.living()
-    hooked = hooks(paths, kernel.attached(), place.root)
+    hooked, refusals = hooks(paths, kernel.attached(), place.root), refused_by_slot(reading.refusals)
     groups = list(grouped(reading.enrolments, state.rows if state else ()))
     return {
         "loaded": True,
         "build": f"{build.build:016x}",
         "errno": "EACCES" if build.has_retval else "EPERM",
         "monotonic": now,
-        "cgroups": sorted((item(place.root, reading, paths, hooked, group) for group in groups), key=_order),
+        "cgroups": sorted((item(place.root, reading, paths, hooked, refusals, group) for group in groups), key=_order),
         "maps": {name: {"entries": n, "capacity": size} for name, (n, size) in kernel.max_capacity().items()},
         **node,
     }
@@ -87,8 +88,21 @@ def hooks(paths: Mapping[int, Path], attached: Mapping[int, frozenset[str]], roo
     )
 
 
+def refused_by_slot(refusals: Mapping[Refused, int]) -> dict[int, Counter[Refused]]:
+    """Refusal counters by slot; their keys have slot 0, so that those of a container's slots add up."""
+    found: dict[int, Counter[Refused]] = {}
+    for refused, count in refusals.items():
+        found.setdefault(refused.slot, Counter())[replace(refused, slot=0)] += count
+    return found
+
+
 def item(
-    root: Path, reading: Reading, paths: Mapping[int, Path], hooked: frozenset[int], group: Group
+    root: Path,
+    reading: Reading,
+    paths: Mapping[int, Path],
+    hooked: frozenset[int],
+    by_slot: Mapping[int, Mapping[Refused, int]],
+    group: Group,
 ) -> dict[str, Any]:
     """One container or cgroup."""
     row, number = group.row, group.cgroup_ids[0] if group.cgroup_ids else 0
@@ -96,7 +110,9 @@ def item(
     version = reading.versions.get(enrolment.policy) if enrolment else None
     slots = {reading.enrolments[one].slot for one in group.cgroup_ids if one in reading.enrolments}
     counters = reduce(added, (reading.counters[slot] for slot in slots if slot in reading.counters), NOTHING)
-    refusals = {refused: count for refused, count in reading.refusals.items() if refused.slot in slots}
+    refusals: Counter[Refused] = Counter()
+    for slot in slots:
+        refusals.update(by_slot.get(slot, {}))
     filtered, processes = (row.filtered, row.processes) if row else seccomp(path) if path else (0, 0)
     flags, hook = enrolment.flags if enrolment else Flag(0), number in hooked
     known = {key: getattr(row, key) for key in (*names.WHO, "id", "runtime", "problem") if row and getattr(row, key)}

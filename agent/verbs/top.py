@@ -186,7 +186,7 @@ def table(found: Sequence[Row], view: View, loaded: bool, room: int | None = Non
 
 def size(per_second: float) -> str:
     """Bytes a second for people, without the "a second"."""
-    return decimal(round(per_second)) if per_second >= 0.5 else "0"
+    return decimal(round(per_second)).replace("bytes", "B").replace("byte", "B") if per_second >= 0.5 else "0"
 
 
 def count(per_second: float) -> str:
