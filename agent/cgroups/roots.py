@@ -105,7 +105,7 @@ def is_worth_watching(relative: PurePosixPath, patterns: Iterable[Pattern]) -> b
     if root is not None:
         return may_hold(relative, root)
     parts = relative.parts
-    return any(len(parts) < len(pattern) and _matches(parts, pattern[: len(parts)]) for pattern in patterns)
+    return any(_matches(parts, pattern[: len(parts)]) for pattern in patterns)
 
 
 def _matches(parts: Pattern, pattern: Pattern) -> bool:
@@ -120,7 +120,7 @@ def _existing(mount: Path, at: PurePosixPath, pattern: Pattern) -> Iterator[Pure
     try:
         with os.scandir(mount / at) as entries:
             names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
+    except OSError:
         return
     for name in names:
         if fnmatchcase(name, pattern[0]):

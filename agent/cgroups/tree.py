@@ -74,13 +74,7 @@ def descendants(path: Path) -> Iterator[Path]:
 
 def paths_by_id(root: Path) -> dict[int, Path]:
     """The whole tree: cgroup id → directory."""
-    found = {}
-    for path in [root, *descendants(root)]:
-        try:
-            found[os.stat(path).st_ino] = path
-        except FileNotFoundError:
-            continue
-    return found
+    return {number: root / path for path, number in scan(root, PurePosixPath()).items()}
 
 
 def scan(
@@ -89,7 +83,7 @@ def scan(
     """The cgroup ``start`` and those below it, parents first: path below the mount → cgroup id. Empty when it is not there.
 
     Below a cgroup that ``into`` refuses nothing is looked at. The ids come with the names (kernfs: d_ino is the inode's
-    number), and a cgroup that has no children is not opened (kernfs: the link count is 2 and one for each child).
+    number), and a cgroup that has no children is not opened (the link count is 2 and one for each child; 1 where a file system does not tell).
     """
     try:
         found = {start: os.stat(mount / start).st_ino}
@@ -100,7 +94,7 @@ def scan(
         at = waiting.pop()
         directory = f"{mount}/{at}"
         try:
-            if os.stat(directory).st_nlink <= 2 or not into(at):
+            if os.stat(directory).st_nlink == 2 or not into(at):
                 continue
             with os.scandir(directory) as entries:
                 children = {at / e.name: e.inode() for e in entries if e.is_dir(follow_symlinks=False)}

@@ -279,6 +279,7 @@ def test_scan_is_the_tree_as_stat_knows_it(mount: Path, own: PurePosixPath) -> N
     found = tree.scan(mount, own, lambda path: path.name != "leaf")
     assert set(found) == {own, *(own / name for name in ("a", "a/b", "a/b/c", "a/d", "leaf"))}
     assert found == {path: tree.cgroup_id(mount / path) for path in found}
-    everything = tree.scan(mount, own).items()
-    assert {number: mount / path for path, number in everything} == tree.paths_by_id(mount / own)
+    everything = [mount / own, *tree.descendants(mount / own)]
+    assert {mount / path for path in tree.scan(mount, own)} == set(everything)
+    assert tree.paths_by_id(mount / own) == {tree.cgroup_id(path): path for path in everything}
     assert tree.scan(mount, own / "absent") == {}

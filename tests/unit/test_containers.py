@@ -122,6 +122,7 @@ OTHERS = [
     # names that anybody could give: below a plain cgroup, and the CRI's below a service
     ("jobs", f"jobs/build-7/docker-{C}.scope", "jobs/build-7", Kind.CGROUP, ""),
     ("jobs", f"jobs/build-7/{BURSTABLE}/cri-containerd-{C}.scope", "jobs/build-7", Kind.CGROUP, ""),
+    ("system.slice", "system.slice/web.service/kubepods.slice", "system.slice/web.service", Kind.CGROUP, ""),
     ("system.slice", f"system.slice/web.service/cri-containerd-{C}.scope", "system.slice/web.service", Kind.CGROUP, ""),
     ("system.slice", f"system.slice/web.service/{BURSTABLE}/libpod-{C}.scope/x/{C}", None, Kind.CONTAINER, ""),
     ("user.slice", f"{USER}/kubepods/pod{UID}/{C}", "user.slice/user-1000.slice", Kind.CGROUP, ""),
