@@ -83,7 +83,8 @@ def scan(
     """The cgroup ``start`` and those below it, parents first: path below the mount → cgroup id. Empty when it is not there.
 
     Below a cgroup that ``into`` refuses nothing is looked at. The ids come with the names (kernfs: d_ino is the inode's
-    number), and a cgroup that has no children is not opened (the link count is 2 and one for each child; 1 where a file system does not tell).
+    number). A cgroup without children is not opened: its link count is 2, and one more for each child. (It is always 1 on
+    some file systems, such as overlayfs; those are opened.)
     """
     try:
         found = {start: os.stat(mount / start).st_ino}
