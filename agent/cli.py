@@ -8,6 +8,7 @@ import click
 
 VERBS = {
     "run": "run",
+    "agent": "agent",
     "load": "load",
     "unload": "load",
     "attach": "attach",

@@ -201,6 +201,10 @@ class Controller:
         taken = {enrolment.slot for enrolment in present.values()} | self._kernel.slots().keys()
         return [slot for slot in range(1, self._capacity()) if slot not in taken]
 
+    def room(self) -> int:
+        """How many more cgroups can be enrolled."""
+        return len(self._unused(self._kernel.enrolments()))
+
     def stock(self, wanted: int) -> None:
         """Keep so many slots ready for cgroups that are born below a managed parent."""
         present = self._kernel.enrolments()

@@ -43,7 +43,7 @@
 #define WEIR_MAX_SPARE 1024	   /* slots that wait for cgroups not born yet */
 #define WEIR_SPARE 0xffffffffu	   /* in `slots`: given to the queue `spare` */
 #define WEIR_LABELS 1024	   /* bytes of a cgroup's names, the closing zero included */
-#define WEIR_NAME 64 /* bytes of a policy's or rule's name, the closing zero included */
+#define WEIR_NAME 64		   /* bytes of a policy's or rule's name, the closing zero included */
 
 enum weir_hook {
 	WEIR_HOOK_SOCK_CREATE = 1,
@@ -92,8 +92,8 @@ enum weir_destination {
 #define WEIR_WANTS_OPTIONS 0x0400
 #define WEIR_WANTS_IDLE 0x0800
 #define WEIR_PARENT 0x2000 /* cgroups below get entries of their own */
-#define WEIR_RUN 0x4000	 /* made by `weir run`; the programs do not read it */
-#define WEIR_BORN 0x8000 /* enrolled before its first process: it can have no socket of unknown origin */
+#define WEIR_RUN 0x4000	   /* made by `weir run`; the programs do not read it */
+#define WEIR_BORN 0x8000   /* enrolled before its first process: it can have no socket of unknown origin */
 
 /* An IPv6 address, or IPv4 as ::ffff:a.b.c.d; network byte order. */
 struct weir_address {

@@ -28,15 +28,18 @@ class PinnedKernel:
         self._maps: dict[str, int] = {}
         self._ring: libbpf.RingBuffer | None = None
         self._cpus = 0
+        self._inode = 0
         self._versions: dict[int, Version] = {}  # they never change, and their numbers are never used again
 
     def close(self) -> None:
         """Close what is open; everything stays pinned."""
         if self._ring:
             self._ring.close()
+            self._ring = None
         for fd in self._maps.values():
             os.close(fd)
         self._maps.clear()
+        self._versions.clear()
 
     def _map(self, name: str) -> int:
         if name not in self._maps:
@@ -48,8 +51,19 @@ class PinnedKernel:
         """Whether a load has been finished here."""
         return self.build() is not None
 
+    def _reopen(self) -> None:
+        """Let go of maps that were unloaded and loaded anew meanwhile. Maps whose pins are gone altogether stay open."""
+        try:
+            inode = (self._pins.maps / "config").stat().st_ino
+        except OSError:
+            return
+        if inode != self._inode:
+            self.close()
+            self._inode = inode
+
     def build(self) -> Build | None:
         """What is loaded, None when nothing (or not all) is."""
+        self._reopen()
         pins = [self._pins.maps / "config", *(self._pins.programs / name for name in abi.PROGRAMS)]
         if not all(self._is_there(pin) for pin in pins):
             return None
@@ -328,6 +342,7 @@ class PinnedKernel:
 
     def events(self, milliseconds: int) -> Sequence[Event]:
         """The events that are there, waiting at most so long for the first."""
+        self._reopen()
         if self._ring is None:
             with explained("read weir's events"):
                 self._ring = libbpf.RingBuffer(self._map("events"))

@@ -1,0 +1,60 @@
+"""Holds weir's links open, so that they outlive their pins: unmounting bpffs frees every pinned object that nobody holds.
+
+Only the agent does this. When bpffs is mounted again it pins everything as it was.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from agent.kernel import libbpf
+from agent.kernel.pins import Pins, explained
+
+
+class Keeper:
+    """Descriptors of everything pinned, by the pin's path."""
+
+    def __init__(self, pins: Pins) -> None:
+        self._pins = pins
+        self._held: dict[Path, tuple[int, int]] = {}
+
+    def hold(self) -> None:
+        """Hold what is pinned now, and let go of what was replaced or removed while bpffs was there."""
+        present: dict[Path, int] = {}
+        for directory in (self._pins.maps, self._pins.programs, *self._link_directories()):
+            with suppress(OSError), os.scandir(directory) as entries:
+                present |= {
+                    Path(entry.path): entry.inode() for entry in entries if entry.is_file(follow_symlinks=False)
+                }
+        for path in [path for path, (_, inode) in self._held.items() if present.get(path) != inode]:
+            os.close(self._held.pop(path)[0])
+        for path in present.keys() - self._held.keys():
+            with suppress(OSError):
+                self._held[path] = (libbpf.obj_get(path), present[path])
+
+    def _link_directories(self) -> list[Path]:
+        with suppress(OSError):
+            return list(self._pins.links.iterdir())
+        return []
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether objects are held whose pins are all gone: bpffs was unmounted, or another one mounted over it."""
+        return bool(self._held) and not any(path.exists() for path in self._held)
+
+    def pin_again(self) -> None:
+        """Pin everything as it was. Raises WeirError while there is no bpffs."""
+        self._pins.make()
+        for path, (fd, _) in self._held.items():
+            with explained(f"pin {path} again"):
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                libbpf.obj_pin(fd, path)
+        self._held = {path: (fd, path.stat().st_ino) for path, (fd, _) in self._held.items()}
+
+    def close(self) -> None:
+        """Let go of everything; what is pinned stays."""
+        for fd, _ in self._held.values():
+            os.close(fd)
+        self._held.clear()

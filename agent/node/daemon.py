@@ -1,0 +1,258 @@
+"""The agent's main loop: waits for cgroups, names, policies and time, and lets the reconciler do what follows.
+
+One thread looks and writes; others ask the CRI, read events, answer scrapes and the socket. The loop goes on whatever
+fails: a failure is a sentence in the published state until it is over, and rules that are in force stay in force.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import PurePosixPath
+
+from agent.cgroups import roots
+from agent.cgroups.classid import require_cgroup_of_sockets
+from agent.cgroups.watch import Watch
+from agent.errors import WeirError
+from agent.events import Pump
+from agent.kernel.keep import Keeper
+from agent.kernel.load import load
+from agent.kernel.pinned import PinnedKernel
+from agent.lines import Lines
+from agent.metrics import Collector, Sources, registry
+from agent.node import profiles
+from agent.node.door import Door
+from agent.node.http import Server
+from agent.node.log import log
+from agent.node.naming import Naming
+from agent.node.policies import Directory
+from agent.node.reconcile import Reconciler
+from agent.node.settings import Settings
+from agent.node.state import NodeState, PolicyState, Published
+from agent.place import Place
+from agent.status import gather
+
+TICK = 1.0
+"""Seconds between looks at the policy directory and the pins, which send no notification."""
+
+BUSY = 0.1
+"""Seconds between them while new policies are being compiled."""
+
+GATHER = 0.02
+"""Seconds: births that come together are looked at together."""
+
+
+class Agent:
+    """One node. ``run`` returns when a signal ends it."""
+
+    def __init__(self, place: Place, settings: Settings) -> None:
+        self._place = place
+        self._settings = settings
+        self._published = Published()
+        self._kernel = PinnedKernel(place.pins)
+        self._keeper = Keeper(place.pins)
+        self._directory = Directory(settings.policies, settings.default)
+        self._beat = time.monotonic()
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._naming = Naming(settings.cri, settings.reconcile, self._ring)
+        self._reconciler = Reconciler(place, self._kernel, settings.roots, settings.retain, self._naming)
+        self._watch = Watch(place.root, self._is_worth_watching)
+        self._troubles: dict[str, str] = {}
+        self._stopping = False
+
+    def _is_worth_watching(self, path: PurePosixPath) -> bool:
+        return roots.is_worth_watching(path, self._settings.roots)
+
+    def _ring(self) -> None:
+        """Wake the loop, from any thread or signal handler."""
+        try:
+            os.write(self._wake, b".")
+        except BlockingIOError:
+            return  # the pipe is full of wakes
+
+    def run(self) -> None:
+        """Put the node under its policies and keep it there, until SIGTERM or SIGINT.
+
+        Raises WeirError when it cannot begin: no cgroup2, no BPF, no default policy, a port in use.
+        """
+        require_cgroup_of_sockets()
+        self._directory.read()
+        self._load()
+        with ExitStack() as stack:
+            self._serve(stack)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._stop)
+            self._reconciler.adopt()
+            self._naming.start()
+            stack.callback(self._naming.stop)
+            stack.callback(self._directory.close)
+            self._watch.add_tree(PurePosixPath())
+            log.info("started", default=self._settings.default, policies=len(self._directory.loaded))
+            self._loop()
+        log.info("stopped", rules="removed" if self._settings.unload_on_exit else "stay in force")
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+        self._ring()
+
+    def _load(self) -> None:
+        with self._place.locked():
+            if load(self._place.pins, self._settings.max_containers):
+                log.info("programs loaded", pins=str(self._place.pins.root))
+        self._keeper.hold()
+
+    def _serve(self, stack: ExitStack) -> None:
+        """Start what answers others; each reads the kernel's tables by descriptors of its own."""
+        settings, published = self._settings, self._published
+
+        def state() -> NodeState:
+            return published.state
+
+        events = PinnedKernel(self._place.pins)
+        door = Door(settings.socket, lambda: gather(self._place, self._statuses, published.state))
+        self._statuses = PinnedKernel(self._place.pins)
+        door.start()
+        stack.callback(door.stop)
+        pump = Pump(events, self._place, [door.publish], Lines(sys.stdout.fileno()) if settings.events else None, state)
+        pump.start()
+        stack.callback(pump.stop)
+        self._pump = pump
+        if settings.listen:
+            self._scraped = PinnedKernel(self._place.pins)
+            sources = Sources(
+                state,
+                self._scraped.read,
+                self._scraped.max_capacity,
+                self._scraped.attached,
+                self._scraped.build,
+                lambda: pump.counted.reported,
+            )
+            collector = Collector(sources, lambda error: log.warning("a scrape failed", error=str(error)))
+            server = Server(
+                settings.listen, registry(collector), published, lambda: time.monotonic() - self._beat, settings.tls
+            )
+            server.start()
+            stack.callback(server.stop)
+            log.info("listening", address=settings.listen, port=server.port)
+
+    def _loop(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._watch, selectors.EVENT_READ)
+            selector.register(self._woken, selectors.EVENT_READ)
+            due, anew = 0.0, True
+            while not self._stopping:
+                self._beat = time.monotonic()
+                full = self._beat >= due
+                if full:
+                    due = self._beat + self._settings.reconcile
+                if anew or full:
+                    self._look(full=full)
+                if selector.select(BUSY if self._directory.busy else TICK):
+                    time.sleep(GATHER)
+                anew = self._news()
+        if self._settings.unload_on_exit:
+            self._unload()
+
+    def _news(self) -> bool:
+        """Whether anything asks for a look."""
+        woken = False
+        while _read(self._woken):
+            woken = True
+        changes = self._watch.read(0)
+        born = bool(changes.created or changes.removed or changes.overflowed)
+        with self._noting("policies"):
+            if self._directory.refresh():
+                log.info("policies changed", policies=", ".join(self._directory.loaded))
+                born = True
+            for file, problem in self._directory.reloads.failures.items():
+                log.warning("a policy file is not used", file=file, problem=problem)
+        return woken or born or self._keeper.is_orphaned or bool(self._troubles)
+
+    def _look(self, *, full: bool) -> None:
+        with self._noting("kernel"):
+            self._keep()
+            if full:
+                self._watch.retry()
+            self._reconciler.look(self._directory.loaded, self._settings.default, full=full)
+            if self._reconciler.unnamed:
+                self._naming.miss()
+            self._keeper.hold()
+        with self._noting("profiles"):
+            self._write_profiles()
+        self._publish()
+
+    def _keep(self) -> None:
+        """Notice that the pins are gone, and put them back, or load anew."""
+        if self._keeper.is_orphaned:
+            self._keeper.pin_again()
+            log.warning("the pins were gone and are back; the rules were in force all the time")
+        if not self._kernel.is_loaded():
+            self._load()
+
+    def _write_profiles(self) -> None:
+        if self._settings.seccomp:
+            wanted = {
+                name: json.loads(loaded.profile) for name, loaded in self._directory.loaded.items() if loaded.profile
+            }
+            for name in profiles.write(self._settings.seccomp, wanted):
+                log.info("seccomp profile written", policy=name)
+
+    @contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        """Keep the sentence of a failure until the same works again; say it once in the log."""
+        try:
+            yield
+        except WeirError as e:
+            if self._troubles.get(what) != e.message:
+                log.error("not done", what=what, reason=str(e))
+            self._troubles[what] = e.message
+        except Exception as e:  # noqa: BLE001 - enforcement goes on without the loop, but nothing new would be found
+            log.bug("not done: this is a bug in weir", what=what)
+            self._troubles[what] = f"A bug in weir: {e!r}"
+        else:
+            if self._troubles.pop(what, None):
+                log.info("works again", what=what)
+
+    def _publish(self) -> None:
+        troubles = [*self._troubles.values(), *self._reconciler.troubles]
+        if self._watch.limited:
+            log.warning("the watch is limited", reason=self._watch.limited)
+        try:
+            rows = self._reconciler.rows()
+        except WeirError as e:
+            rows, troubles = self._published.state.rows, [*troubles, e.message]
+        uncovered = [row.cgroup for row in rows if row.gone is None and not row.layers.get("hooks")]
+        if uncovered:
+            troubles.append(f"{len(uncovered)} cgroups are not covered, {uncovered[0]} among them.")
+        self._published.state = NodeState(
+            rows=rows,
+            policies=self._policies(),
+            reloads=self._directory.reloads,
+            roots=tuple(f"/{root}" for root in self._reconciler.roots),
+            default=self._settings.default,
+            cri=self._naming.problem,
+            not_ready=tuple(dict.fromkeys(troubles)),
+        )
+
+    def _policies(self) -> tuple[PolicyState, ...]:
+        return tuple(loaded.state for loaded in self._directory.loaded.values())
+
+    def _unload(self) -> None:
+        """Set everything free, as `weir unload --force` does."""
+        self._keeper.close()
+        with self._place.locked(), self._place.pins.loading():
+            self._place.pins.remove()
+
+
+def _read(fd: int) -> bytes:
+    """What waits in a non-blocking pipe; empty when nothing does."""
+    try:
+        return os.read(fd, 4096)
+    except BlockingIOError:
+        return b""

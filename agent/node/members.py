@@ -1,0 +1,108 @@
+"""The cgroups that the agent enrols, from what is found in the tree and what the CRI says of it; pure.
+
+A managed parent is under the default policy, a pod's cgroup under the policy of the pod's next container, a container
+under its own. So a container starts under its own policy when the pod's sandbox was seen before it, which the CRI's order
+of calls makes the rule, and under the default in any case.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Protocol
+
+from agent.cgroups.containers import CRI_RUNTIMES, Identity, Kind, identify
+from agent.kernel.abi import LABELS
+from agent.node.choose import Choice, Facts, Why, choose, choose_for_pod
+from agent.policy.model import Selector
+
+
+@dataclass(frozen=True)
+class Names:
+    """What Kubernetes calls it; None is what nobody has said yet."""
+
+    namespace: str | None = None
+    pod: str | None = None
+    container: str | None = None
+    labels: Mapping[str, str] | None = None
+    annotations: Mapping[str, str] | None = None
+
+
+class Namer(Protocol):
+    """Who knows names: the newest answer of the CRI."""
+
+    def container(self, container_id: str) -> Names | None:
+        """The names of a container, None while they are not known."""
+
+    def pod(self, pod_uid: str) -> Names | None:
+        """The names of a pod; its ``container`` is None."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """``kind`` is None for a managed parent. ``named`` is false while the CRI may still say more."""
+
+    path: PurePosixPath
+    cgroup: int
+    identity: Identity | None
+    names: Names
+    choice: Choice
+    named: bool = True
+
+    @property
+    def is_parent(self) -> bool:
+        """Whether cgroups born below it get entries of their own."""
+        return self.identity is None or self.identity.kind is Kind.POD
+
+    @property
+    def label(self) -> str:
+        """What a later agent, or `weir status` without one, wants to know of it, in JSON."""
+        known = {
+            "cgroup": f"/{self.path}",
+            "namespace": self.names.namespace or "",
+            "pod": self.names.pod or "",
+            "container": self.names.container or "",
+            "id": self.identity.id if self.identity else "",
+            "runtime": self.identity.runtime if self.identity else "",
+        }
+        text = json.dumps(known, ensure_ascii=False)
+        while len(text.encode()) >= LABELS:  # a path can have 4,096 bytes; its end tells more than its beginning
+            known["cgroup"] = "…" + known["cgroup"][len(known["cgroup"]) // 4 :]
+            text = json.dumps(known, ensure_ascii=False)
+        return text
+
+
+def members(
+    found: Mapping[PurePosixPath, int],
+    root: PurePosixPath,
+    namer: Namer,
+    policies: Sequence[tuple[str, Selector | None]],
+    default: str,
+) -> Iterator[Member]:
+    """The members below one managed parent, itself included. ``found``: path below the mount → cgroup id."""
+    for path, cgroup in found.items():
+        if path == root:
+            yield Member(path, cgroup, None, Names(), Choice(default, Why.DEFAULT))
+            continue
+        seen = identify(path, root)
+        if seen is None or seen.path != path or seen.identity.kind is Kind.STRUCTURE:
+            continue
+        names, named = names_of(seen.identity, namer)
+        facts = Facts(f"/{path}", names.namespace, names.container, names.labels, names.annotations)
+        choice = (choose_for_pod if seen.identity.kind is Kind.POD else choose)(facts, policies, default)
+        yield Member(path, cgroup, seen.identity, names, choice, named)
+
+
+def names_of(identity: Identity, namer: Namer) -> tuple[Names, bool]:
+    """The names of a cgroup, and whether they are all that there will be."""
+    if identity.kind is Kind.POD:
+        pod = namer.pod(identity.pod_uid)
+        return pod or Names(), pod is not None
+    if identity.kind is Kind.CGROUP or identity.runtime not in CRI_RUNTIMES:
+        return Names(), True
+    names = namer.container(identity.id)
+    if names:
+        return names, True
+    return (namer.pod(identity.pod_uid) if identity.pod_uid else None) or Names(), False

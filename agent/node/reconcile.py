@@ -1,0 +1,356 @@
+"""Desired against actual, for the whole node: what is enrolled, under which policy, what is gone and may be forgotten.
+
+The controller's order keeps a killed agent from leaving half a rule; here only what differs is written.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from agent.cgroups import roots, tree
+from agent.cgroups.containers import Kind, identify, may_hold
+from agent.controller import KEPT, Controller, Placement
+from agent.errors import WeirError
+from agent.kernel.abi import MAX_SPARE, Flag
+from agent.kernel.seam import Enrolment, Kernel
+from agent.node.compiling import Loaded
+from agent.node.log import log
+from agent.node.members import Member, Namer, members
+from agent.node.state import Row
+from agent.place import Place
+from agent.status import seccomp
+
+SPARE_SHARE = 4
+"""A quarter of all slots, at most, waits for containers that are born while nobody looks."""
+
+SECCOMP_TURNS = 10
+"""A container's processes are looked at when it is new, and then at every tenth full look: /proc of a whole node is slow."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """How many of a container's processes have a seccomp filter."""
+
+    filtered: int = 0
+    processes: int = 0
+
+
+class Reconciler:
+    """Holds what was found and what was done. Not for use by several threads."""
+
+    def __init__(
+        self, place: Place, kernel: Kernel, patterns: Iterable[roots.Pattern], retain: float, namer: Namer
+    ) -> None:
+        self._place = place
+        self._kernel = kernel
+        self._controller = Controller(kernel, place.root)
+        self._patterns = tuple(patterns)
+        self._retain = retain
+        self._namer = namer
+        self._members: dict[int, Member] = {}
+        self._at: dict[PurePosixPath, Member] = {}
+        self._nested: dict[int, int] = {}
+        self._elsewhere: dict[int, PurePosixPath] = {}
+        self._gone: dict[int, Row] = {}
+        self._labels: dict[int, str] = {}
+        self._filters: dict[int, Filters] = {}
+        self._turn = 0
+        self.roots: tuple[PurePosixPath, ...] = ()
+        self.troubles: tuple[str, ...] = ()
+
+    def adopt(self) -> None:
+        """Pick up what an earlier agent left: names of cgroups, spare slots that it gave to nobody."""
+        with self._place.locked():
+            self._kernel.sweep()
+            self._controller.restock()
+        self._labels = dict(self._kernel.labels())
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether the CRI may still name one of the members."""
+        return any(not member.named for member in self._members.values())
+
+    def look(self, policies: Mapping[str, Loaded], default: str, *, full: bool) -> None:
+        """Look at the tree and put everything in it where it belongs; ``troubles`` says what could not be done.
+
+        ``full``: also what changes without a notification (processes, cgroups outside the managed parents).
+        Raises WeirError when the kernel's tables cannot be read or written at all.
+        """
+        troubles: list[str] = []
+        found = roots.find(self._place.root, self._patterns)
+        self.roots = found.found
+        if not found.found:
+            wanted = ", ".join("/".join(pattern) for pattern in self._patterns)
+            troubles.append(f"There is no managed parent yet: no cgroup matches {wanted}.")
+        troubles += [f"/{inner} lies in /{outer} and is managed with it." for inner, outer in found.covered.items()]
+        with self._place.locked():
+            for root in found.found:
+                with _noting(troubles):
+                    self._controller.manage(self._place.root / root)
+            self._take(policies, default)
+            self._settle_unknown(full=full)
+            self._enrol(policies, troubles)
+            self._forget_gone(troubles)
+            self._stock(troubles)
+        if full:
+            self._look_at_processes()
+        self.troubles = tuple(troubles)
+
+    def _take(self, policies: Mapping[str, Loaded], default: str) -> None:
+        """Find the members anew; those that are not there any more are gone."""
+        choices = [(name, loaded.selector) for name, loaded in policies.items()]
+        current: dict[int, Member] = {}
+        for root in self.roots:
+
+            def into(path: PurePosixPath, root: PurePosixPath = root) -> bool:
+                return may_hold(path, root)
+
+            found = tree.scan(self._place.root, root, into)
+            for member in members(found, root, self._namer, choices, default):
+                current[member.cgroup] = member
+        present = self._kernel.enrolments()
+        for number, member in self._members.items():
+            if number not in current:
+                self._is_gone(member, present)
+        for number, member in current.items():
+            if number not in self._members and member.identity and member.identity.kind is not Kind.POD:
+                log.info("found", cgroup=f"/{member.path}", **_words(member))
+        self._members = current
+        self._at = {member.path: member for member in current.values()}
+
+    def _is_gone(self, member: Member, present: Mapping[int, Enrolment]) -> None:
+        row = self._row(member, present, {}, self._inside().get(member.cgroup, ()))
+        if row.cgroup_ids:
+            self._gone[member.cgroup] = replace(row, gone=time.monotonic())
+        for nested in row.cgroup_ids:
+            self._nested.pop(nested, None)
+        self._filters.pop(member.cgroup, None)
+
+    def _inside(self) -> dict[int, list[int]]:
+        """Container → the enrolled cgroups nested in it."""
+        inside: dict[int, list[int]] = {}
+        for nested, container in self._nested.items():
+            inside.setdefault(container, []).append(nested)
+        return inside
+
+    def _settle_unknown(self, *, full: bool) -> None:
+        """Enrolled cgroups that are no members: nested in one, outside every managed parent, or gone."""
+        present = self._kernel.enrolments()
+        if full:
+            self._elsewhere.clear()
+        known = self._members.keys() | self._nested.keys() | self._elsewhere.keys() | self._gone_ids()
+        unknown = present.keys() - known
+        self._nested = {n: c for n, c in self._nested.items() if n in present}
+        if not unknown and not (full and self._nested):
+            return
+        living = self._place.living()
+        for number in [n for n in self._nested if n not in living]:
+            self._drop_nested(number, present)
+        for number in unknown:
+            path = living.get(number)
+            if path is None:
+                if not present[number].flags & Flag.RUN:
+                    self._gone[number] = self._remembered(number)
+                continue
+            relative = PurePosixPath(path.relative_to(self._place.root))
+            container = self._container_of(relative)
+            if container is None:
+                self._elsewhere[number] = relative
+            else:
+                self._nested[number] = container
+
+    def _gone_ids(self) -> set[int]:
+        return {number for row in self._gone.values() for number in row.cgroup_ids}
+
+    def _drop_nested(self, number: int, present: Mapping[int, Enrolment]) -> None:
+        """A nested cgroup is gone and its container is not: its counts stay, for they are in the container's slot."""
+        container = present.get(self._nested[number])
+        if container and present[number].slot == container.slot:
+            self._controller.withdraw_all([number])
+            del self._nested[number]
+
+    def _remembered(self, number: int) -> Row:
+        """What an earlier agent called a cgroup that is gone."""
+        known: dict[str, Any] = {}
+        with suppress(ValueError):
+            known = json.loads(self._labels.get(number, "{}"))
+        cgroup = known.pop("cgroup", f"(gone: id {number})")
+        return replace(Row(cgroup, (number,), gone=time.monotonic()), **known)
+
+    def _container_of(self, relative: PurePosixPath) -> int | None:
+        for root in self.roots:
+            found = identify(relative, root)
+            if found:
+                member = self._at.get(found.path)
+                return member.cgroup if member else None
+        return None
+
+    def _enrol(self, policies: Mapping[str, Loaded], troubles: list[str]) -> None:
+        present = self._kernel.enrolments()
+        numbers: dict[str, int] = {}
+        flags: dict[str, Flag] = {}
+        for name in {member.choice.policy for member in self._members.values()}:
+            with _noting(troubles):
+                numbers[name] = self._controller.install(policies[name].compiled)
+                flags[name] = policies[name].compiled.version.flags
+        inside = self._inside()
+        wanted = [
+            Placement(
+                number,
+                numbers[member.choice.policy],
+                flags[member.choice.policy],
+                self._how(member, present),
+                tuple(inside.get(number, ())),
+            )
+            for number, member in sorted(self._members.items(), key=lambda item: -len(item[1].path.parts))
+            if member.choice.policy in numbers
+        ]
+        self._place_all([one for one in wanted if _differs(one, present)], present, troubles)
+        self._controller.collect(kept=numbers.values())
+        self._label(troubles)
+
+    def _how(self, member: Member, present: Mapping[int, Enrolment]) -> Flag:
+        """Born under a managed parent, a container can have no socket of unknown origin; found running, it may."""
+        if member.identity is None:
+            return Flag.PARENT
+        above = (present.get(self._at[path].cgroup) for path in member.path.parents if path in self._at)
+        born = any(entry and entry.flags & Flag.PARENT for entry in above)
+        return (Flag.PARENT if member.is_parent else Flag(0)) | (Flag.BORN if born else Flag(0))
+
+    def _place_all(self, placements: list[Placement], present: Mapping[int, Enrolment], troubles: list[str]) -> None:
+        """As many as there is room for; what is left out stays under its parent's policy and counts with it."""
+        fresh = [one for one in placements if not {one.cgroup, *one.nested} & present.keys()]
+        room = self._controller.room()
+        if len(fresh) > room:
+            self._forget(list(self._gone), "to make room")
+            room = self._controller.room()
+        left_out = {one.cgroup for one in fresh[room:]}
+        if left_out:
+            troubles.append(
+                f"{len(left_out)} cgroups have no place of their own: they are under their parent's policy and count with "
+                "it. Load with a larger --max-containers."
+            )
+        with _noting(troubles):
+            self._controller.place([one for one in placements if one.cgroup not in left_out])
+
+    def _label(self, troubles: list[str]) -> None:
+        for number, member in self._members.items():
+            text = member.label
+            if self._labels.get(number) != text:
+                with _noting(troubles):
+                    self._kernel.label(number, text)
+                    self._labels[number] = text
+
+    def _forget_gone(self, troubles: list[str]) -> None:
+        now = time.monotonic()
+        late = [number for number, row in self._gone.items() if row.gone is not None and now - row.gone >= self._retain]
+        with _noting(troubles):
+            self._forget(late, "retained long enough")
+
+    def _forget(self, numbers: list[int], why: str) -> None:
+        """Withdraw cgroups that are gone: their counters end here."""
+        if not numbers:
+            return
+        ids = [one for number in numbers for one in self._gone[number].cgroup_ids]
+        self._controller.withdraw_all(ids)
+        for number in numbers:
+            log.debug("forgotten", cgroup=self._gone.pop(number).cgroup, why=why)
+        for one in ids:
+            self._labels.pop(one, None)
+
+    def _stock(self, troubles: list[str]) -> None:
+        build = self._kernel.build()
+        with _noting(troubles):
+            self._controller.stock(min(MAX_SPARE, (build.capacity if build else 0) // SPARE_SHARE))
+
+    def _look_at_processes(self) -> None:
+        self._turn = (self._turn + 1) % SECCOMP_TURNS
+        for index, (number, member) in enumerate(self._members.items()):
+            if member.is_parent:
+                continue
+            known = self._filters.get(number)
+            if known is None or not known.processes or index % SECCOMP_TURNS == self._turn:
+                self._filters[number] = Filters(*seccomp(self._place.root / member.path))
+
+    def rows(self) -> tuple[Row, ...]:
+        """Everything that is or was enrolled and still has counters."""
+        present, attached = self._kernel.enrolments(), self._kernel.attached()
+        covered = {root: self._is_attached(root, attached) for root in self.roots}
+        inside = self._inside()
+        found = [
+            self._row(member, present, covered, inside.get(number, ())) for number, member in self._members.items()
+        ]
+        names = {number: version.name for number, version in self._kernel.versions().items()}
+        for number, path in self._elsewhere.items():
+            if number in present:
+                parent = self._is_attached(path, attached)
+                layers = {"hooks": parent, "packets": parent, "seccomp": False, "lsm": False}
+                found.append(Row(f"/{path}", (number,), policy=names.get(present[number].policy, ""), layers=layers))
+        return (*found, *self._gone.values())
+
+    def _is_attached(self, root: PurePosixPath, attached: Mapping[int, frozenset[str]]) -> bool:
+        with suppress(WeirError):
+            return self._controller.parent_of(self._place.root / root, attached) is not None
+        return False
+
+    def _row(
+        self,
+        member: Member,
+        present: Mapping[int, Enrolment],
+        covered: Mapping[PurePosixPath, bool],
+        nested: Iterable[int],
+    ) -> Row:
+        identity, filters = member.identity, self._filters.get(member.cgroup, Filters())
+        hooks = member.cgroup in present and any(
+            holds for root, holds in covered.items() if member.path.is_relative_to(root)
+        )
+        return Row(
+            f"/{member.path}",
+            tuple(number for number in (member.cgroup, *nested) if number in present),
+            member.names.namespace or "",
+            member.names.pod or "",
+            member.names.container or "",
+            identity.id if identity else "",
+            identity.runtime if identity else "",
+            member.choice.policy,
+            member.choice.problem,
+            {
+                "hooks": hooks,
+                "packets": hooks,
+                "seccomp": 0 < filters.processes == filters.filtered,
+                "lsm": False,
+            },
+            filters.processes,
+            filters.filtered,
+        )
+
+
+def _differs(wanted: Placement, present: Mapping[int, Enrolment]) -> bool:
+    entry = present.get(wanted.cgroup)
+    if entry is None or entry.policy != wanted.version or entry.flags & ~KEPT != wanted.flags:
+        return True
+    if wanted.how & Flag.PARENT and not entry.flags & Flag.PARENT:
+        return True
+    inside = [present[number] for number in wanted.nested if number in present]
+    return any((one.slot, one.policy) != (entry.slot, entry.policy) for one in inside)
+
+
+def _words(member: Member) -> dict[str, str]:
+    names = member.names
+    known = {"namespace": names.namespace, "pod": names.pod, "container": names.container}
+    return {key: value for key, value in known.items() if value} | {"policy": member.choice.policy}
+
+
+@contextmanager
+def _noting(troubles: list[str]) -> Iterator[None]:
+    """Goes on after a WeirError, and keeps its sentence."""
+    try:
+        yield
+    except WeirError as e:
+        troubles.append(e.message)
