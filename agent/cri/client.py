@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from sys import intern
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from agent.cri import api_pb2 as api
 from agent.cri.rpc import Connection, CriUnavailable
@@ -23,7 +23,6 @@ SANDBOX = "POD"
 """The container name of a sandbox's own process, which has none: the one that cAdvisor and the kubelet's metrics use."""
 
 _OURS = "weir.dev/"
-_SERVICE = "/runtime.v1.RuntimeService/"
 
 
 @dataclass(frozen=True)
@@ -100,23 +99,31 @@ class Client:
         """
         with Connection(self._path, self._timeout) as connection:
             # Containers first: the pod of a container that was listed is then listed too, unless both are gone.
-            containers = connection.call(f"{_SERVICE}ListContainers", api.ListContainersRequest().SerializeToString())
-            pods = connection.call(f"{_SERVICE}ListPodSandbox", api.ListPodSandboxRequest().SerializeToString())
+            containers, pods = api.ListContainersResponse(), api.ListPodSandboxResponse()
+            self._ask(connection, api.ListContainersRequest(), containers)
+            self._ask(connection, api.ListPodSandboxRequest(), pods)
+        return Inventory(_containers(containers), _pods(pods))
+
+    def _ask(self, connection: Connection, request: Message, answer: Message) -> None:
+        """Make one call, of the name that its request has, and fill ``answer``."""
+        method = type(request).__name__.removesuffix("Request")
+        data = connection.call(f"/runtime.v1.RuntimeService/{method}", request.SerializeToString())
         try:
-            return Inventory(_containers(containers), _pods(pods))
+            answer.MergeFromString(memoryview(data))  # type: ignore[arg-type]  # typeshed names bytes only
         except DecodeError as e:
             message = f"The container runtime at {self._path} gave an answer that is no CRI message"
             raise CriUnavailable(message, "Name the socket of containerd or CRI-O with --cri") from e
 
 
-def _containers(answer: bytes) -> dict[str, ContainerInfo]:
-    listed = api.ListContainersResponse.FromString(answer).containers
-    return {c.id: ContainerInfo(c.id, intern(c.metadata.name), c.pod_sandbox_id) for c in listed}
+def _containers(answer: api.ListContainersResponse) -> dict[str, ContainerInfo]:
+    return {
+        container.id: ContainerInfo(container.id, intern(container.metadata.name), container.pod_sandbox_id)
+        for container in answer.containers
+    }
 
 
-def _pods(answer: bytes) -> dict[str, PodInfo]:
+def _pods(answer: api.ListPodSandboxResponse) -> dict[str, PodInfo]:
     """The pods by sandbox id, oldest first."""
-    listed = sorted(api.ListPodSandboxResponse.FromString(answer).items, key=lambda pod: pod.created_at)
     return {
         pod.id: PodInfo(
             pod.id,
@@ -126,5 +133,5 @@ def _pods(answer: bytes) -> dict[str, PodInfo]:
             {intern(key): intern(value) for key, value in pod.labels.items()},
             {intern(key): value for key, value in pod.annotations.items() if key.startswith(_OURS)},
         )
-        for pod in listed
+        for pod in sorted(answer.items, key=lambda pod: pod.created_at)
     }

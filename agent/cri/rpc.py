@@ -34,6 +34,10 @@ from agent.errors import WeirError
 _LARGEST = 16 << 20  # bytes of one answer; the kubelet's own limit (maxMsgSize of its CRI client)
 _PREFIX = struct.Struct(">?I")  # before each message: compressed or not, length
 
+# HTTP/2: a frame begins with its length (3 bytes) and type; the first one that a server sends is SETTINGS (RFC 9113, 3.4).
+_FRAME_HEADER = 9
+_SETTINGS = 4
+
 # Numbers of google.rpc.Code.
 _DEADLINE_EXCEEDED = 4
 _UNIMPLEMENTED = 12
@@ -60,6 +64,9 @@ class Connection:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._connect()
+        except ProtocolError as e:
+            self._socket.close()
+            raise self._no_grpc(str(e)) from e
         except BaseException:
             self._socket.close()
             raise
@@ -72,7 +79,7 @@ class Connection:
     ) -> None:
         self._socket.close()
 
-    def call(self, method: str, request: bytes) -> bytes:
+    def call(self, method: str, request: bytes) -> bytearray:
         """The answer to a call of ``method`` ("/package.Service/Method"), both as serialised messages."""
         http = self._http
         stream = http.get_next_available_stream_id()
@@ -112,6 +119,13 @@ class Connection:
             raise self._refused(e) from e
         self._http.initiate_connection()
         self._send()
+        # h2 would wait for the megabytes that text announces when it is read as a frame.
+        head = b""
+        while len(head) < _FRAME_HEADER:
+            head += self._receive()
+        if head[0] or head[3] != _SETTINGS:
+            raise self._no_grpc(f"it begins with {head[:16]!r}")
+        self._http.receive_data(head)
 
     def _send(self) -> None:
         self._socket.settimeout(self._left())
@@ -141,14 +155,15 @@ class Connection:
             raise self._hangs()
         return left
 
-    def _message(self, answer: _Answer) -> bytes:
+    def _message(self, answer: _Answer) -> bytearray:
         if answer.status == 0:
             if len(answer.data) < _PREFIX.size:
                 raise self._no_grpc("an answer without a message")
             compressed, length = _PREFIX.unpack_from(answer.data)
             if compressed or length != len(answer.data) - _PREFIX.size:
                 raise self._no_grpc("a message of the wrong length")
-            return bytes(answer.data[_PREFIX.size :])
+            del answer.data[: _PREFIX.size]  # in place: an answer can be of megabytes
+            return answer.data
         if answer.status is None:
             raise self._no_grpc(f"HTTP status {answer.http_status} without a gRPC status")
         if answer.status == _DEADLINE_EXCEEDED:

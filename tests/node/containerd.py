@@ -75,6 +75,12 @@ class Containerd:
         )
 
     @property
+    def pid(self) -> int:
+        """The daemon's pid; it must be running."""
+        assert self._process is not None, "containerd is not running"
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """What it has written since the first start."""
         return (self.directory / "log").read_text()

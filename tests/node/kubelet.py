@@ -92,12 +92,14 @@ class Kubelet:
         *,
         cgroup_parent: str | None = None,
         uid: str | None = None,
+        attempt: int = 0,
         host_pid: bool = False,
     ) -> Pod:
         """Start a pod on the host's network.
 
         ``cgroup_parent`` is the pod's own cgroup, by default CGROUPS/kubepods/besteffort/podUID as the cgroupfs driver
-        of a kubelet has it, below the containerd's own. The labels that a kubelet adds are added.
+        of a kubelet has it, below the containerd's own. The labels that a kubelet adds are added. ``attempt`` counts the
+        sandboxes of one pod (one uid).
         """
         uid = uid or str(uuid.uuid4())
         cgroup = cgroup_parent or f"{self._c.cgroups}/kubepods/besteffort/pod{uid}"
@@ -109,9 +111,9 @@ class Kubelet:
         }
         namespaces = api.NamespaceOption(network=api.NODE, pid=api.NODE if host_pid else api.CONTAINER)
         logs = self._c.directory / "logs" / uid
-        logs.mkdir(parents=True)
+        logs.mkdir(parents=True, exist_ok=True)
         config = api.PodSandboxConfig(
-            metadata=api.PodSandboxMetadata(name=name, uid=uid, namespace=namespace),
+            metadata=api.PodSandboxMetadata(name=name, uid=uid, namespace=namespace, attempt=attempt),
             log_directory=str(logs),
             labels={**own, **(labels or {})},
             annotations=annotations or {},
