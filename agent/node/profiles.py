@@ -56,7 +56,9 @@ def write(directory: Path, profiles: Mapping[str, Mapping[str, Any]]) -> tuple[s
 
 def _write(directory: Path, profiles: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     folder = directory / FOLDER
-    folder.mkdir(mode=0o755, exist_ok=True)
+    if not folder.is_dir():
+        folder.mkdir()
+        folder.chmod(0o755)  # whatever the umask
     listing = folder / _LIST
     before = set(listing.read_text().split()) if listing.exists() else set()
     _replace(listing, "".join(f"{name}\n" for name in sorted(before | profiles.keys())))
