@@ -24,10 +24,10 @@ from agent.node.log import log
 from agent.node.tls import Contexts, Tls
 
 LIMIT = 32
-"""Connections at one time; one more is closed at once."""
+"""Connections at one time. One more ends the one that has waited longest without a whole request."""
 
-CROWDED = 24
-"""From so many on, a new connection ends the one that has waited longest without a whole request."""
+ROOM = 1.0
+"""Seconds for that one's thread to end; if none does, since all are being answered, the new one is closed."""
 
 REQUEST = 10.0
 """Seconds for the TLS handshake and the whole request."""
@@ -69,7 +69,7 @@ class Listener(socketserver.TCPServer):
         self._contexts = Contexts(tls) if tls else None
         self._answer = answer
         self._open: dict[Connection, None] = {}  # oldest first
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         try:
             self.address_family, _, _, _, address = socket.getaddrinfo(
                 host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -97,11 +97,12 @@ class Listener(socketserver.TCPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer in a thread of its own, if there is room."""
         connection = Connection(request)
-        with self._lock:
-            if len(self._open) >= CROWDED:
+        with self._changed:
+            if len(self._open) >= LIMIT:
                 waiting = next((other for other in self._open if not other.answering), None)
                 if waiting:
                     waiting.cut()
+                self._changed.wait_for(lambda: len(self._open) < LIMIT, ROOM)
             room = len(self._open) < LIMIT
             if room:
                 self._open[connection] = None
@@ -120,7 +121,7 @@ class Listener(socketserver.TCPServer):
     def service_actions(self) -> None:
         """End the connections that have had their time."""
         now = time.monotonic()
-        with self._lock:
+        with self._changed:
             for connection in self._open:
                 if connection.is_over(now):
                     connection.cut()
@@ -144,16 +145,17 @@ class Listener(socketserver.TCPServer):
             self._done(connection)
 
     def _done(self, connection: Connection) -> None:
-        with self._lock:  # closed only where nobody cuts it: its number may be another file's a moment later
+        with self._changed:  # closed only where nobody cuts it: its number may be another file's a moment later
             self._open.pop(connection, None)
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(connection.sock, socket.SHUT_WR)
             connection.sock.close()
+            self._changed.notify_all()
 
     def close_all(self) -> None:
         """Stop listening, and end every connection."""
         self.server_close()
-        with self._lock:
+        with self._changed:
             for connection in self._open:
                 connection.cut()
 
