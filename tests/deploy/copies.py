@@ -36,7 +36,9 @@ def copies() -> Mapping[Path, str]:
 def prometheus_rule() -> str:
     """The rules as an object of the Prometheus Operator: their text from `groups:` on, indented."""
     _, groups, rest = (DEPLOY / "prometheus/rules.yaml").read_text().partition("groups:\n")
-    return RULE_HEAD + "".join(f"  {line}" if line.strip() else line for line in (groups + rest).splitlines(keepends=True))
+    return RULE_HEAD + "".join(
+        f"  {line}" if line.strip() else line for line in (groups + rest).splitlines(keepends=True)
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ def stages() -> list[str]:
 
 def installed(stage: str) -> set[str]:
     joined = stage.replace("\\\n", " ")
-    return {word for line in re.findall(r"apt-get install ([^&\n]*)", joined) for word in line.split() if word[0] != "-"}
+    return {
+        word for line in re.findall(r"apt-get install ([^&\n]*)", joined) for word in line.split() if word[0] != "-"
+    }
 
 
 def test_it_has_the_packages_that_the_set_up_installs() -> None:
@@ -31,11 +33,7 @@ def test_it_has_the_packages_that_the_set_up_installs() -> None:
 
 
 def test_what_it_copies_is_there_and_in_the_context() -> None:
-    sources = [
-        word
-        for line in re.findall(r"(?m)^COPY (?!--from)(.*)$", DOCKERFILE)
-        for word in line.split()[:-1]
-    ]
+    sources = [word for line in re.findall(r"(?m)^COPY (?!--from)(.*)$", DOCKERFILE) for word in line.split()[:-1]]
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert set(sources) == kept
     assert all((ROOT / source).exists() for source in sources)

@@ -110,9 +110,7 @@ def test_pods_are_selected_and_scraped() -> None:
 
 def test_probes_ask_for_the_port_by_name() -> None:
     container = agent_container()
-    paths = {
-        kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")
-    }
+    paths = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
     assert {probe["port"] for probe in paths.values()} == {container["ports"][0]["name"]}
     assert [probe["path"] for probe in paths.values()] == ["/healthz", "/healthz", "/readyz"]
 

@@ -22,7 +22,9 @@ def promtool(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("arguments", ["check rules --lint-fatal rules.yaml", "test rules rules_test.yaml", "check config scrape.yaml"])
+@pytest.mark.parametrize(
+    "arguments", ["check rules --lint-fatal rules.yaml", "test rules rules_test.yaml", "check config scrape.yaml"]
+)
 def test_promtool(arguments: str) -> None:
     promtool(*arguments.split())
 
