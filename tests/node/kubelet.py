@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import NamedTuple, final
 
 from tests.node import api_pb2 as api
 from tests.node import images, remains
@@ -56,8 +56,7 @@ class Mount:
     propagation: api.MountPropagation = api.PROPAGATION_PRIVATE
 
 
-@dataclass(frozen=True)
-class Said:
+class Said(NamedTuple):
     """How a command in a container ended, and what it said."""
 
     code: int
@@ -250,8 +249,8 @@ class Kubelet:
         self._call("StopPodSandbox", api.StopPodSandboxRequest(pod_sandbox_id=pod.id), api.StopPodSandboxResponse)
 
     def remove_pod(self, pod: Pod) -> None:
-        """Stop a pod, forget it and its containers, and remove its cgroup."""
+        """Stop a pod, forget it and its containers, and remove its cgroup unless a newer sandbox of the pod is in it."""
         self.stop_pod(pod)
         request = api.RemovePodSandboxRequest(pod_sandbox_id=pod.id)
         self._call("RemovePodSandbox", request, api.RemovePodSandboxResponse)
-        remains.remove_cgroups(pod.cgroup)
+        remains.remove_empty_cgroups(pod.cgroup)

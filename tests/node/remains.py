@@ -91,10 +91,22 @@ def remove_cgroups(path: str) -> None:
     The path is a test's own, of the form /weir-test-…: nothing else is touched.
     """
     assert path.startswith("/weir-test-"), f"{path} is not a test's own"
+    for directory in _below(path):
+        wait(f"the end of cgroup {directory}", lambda directory=directory: _remove(directory))
+
+
+def remove_empty_cgroups(path: str) -> None:
+    """Remove the cgroup ``path`` and those below it, in every hierarchy, as far as no process is in them."""
+    for directory in _below(path):
+        with suppress(OSError):
+            directory.rmdir()
+
+
+def _below(path: str) -> Iterator[Path]:
+    """A cgroup and those below it, in every hierarchy, the innermost first."""
     for root in hierarchies():
-        top = root / path.strip("/")
-        for directory, _, _ in os.walk(top, topdown=False):
-            wait(f"the end of cgroup {directory}", lambda directory=Path(directory): _remove(directory))
+        for directory, _, _ in os.walk(root / path.strip("/"), topdown=False):
+            yield Path(directory)
 
 
 def _remove(directory: Path) -> bool:
