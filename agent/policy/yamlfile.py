@@ -14,6 +14,7 @@ from yaml.resolver import Resolver
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
+MAX_VALUES = 100_000  # every address of a full file; a wrong one is a problem to report, at some kilobytes each
 
 Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # libyaml's parser is ten times as fast
 
@@ -113,6 +114,7 @@ class Composer:
         self._problems = problems
         self._events = self._parse()
         self._resolver = Resolver()
+        self._count = 0
 
     def document(self) -> Node:
         """Return the root of the file's only document. Raises Unreadable."""
@@ -151,6 +153,10 @@ class Composer:
         return Node(*place(event), "", broken=True)
 
     def _node(self, event: yaml.Event, path: str, depth: int) -> Node:
+        self._count += 1
+        if self._count > MAX_VALUES:
+            message = f"more than {MAX_VALUES:,} values; put long lists of addresses into a set"
+            raise Unreadable(*place(event), message)
         if depth > MAX_DEPTH:
             raise Unreadable(*place(event), f"nested deeper than {MAX_DEPTH} levels; a policy needs six")
         if isinstance(event, yaml.AliasEvent):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.policy import sets
 from agent.policy.model import Action, Bind, Family, Mode, Options, PortRange, Prefix, Protocol, Selector
 from agent.policy.parse import PolicyInvalid, parse
-from agent.policy.yamlfile import MAX_BYTES, MAX_DEPTH
+from agent.policy.yamlfile import MAX_BYTES, MAX_DEPTH, MAX_VALUES
 from tests.policies import selector_as_yaml, selectors
 
 RESOLVERS = (Prefix.parse("10.96.0.10"),)
@@ -330,6 +330,7 @@ def test_every_problem_at_once() -> None:
         (b"a: \x1b[31m", "1:4: a control character (U+001B)"),
         (b"[" * (MAX_DEPTH + 1), "1:21: nested deeper than 20 levels"),
         (b"{a: " * 100_000, "1:81: nested deeper than 20 levels"),
+        (b"[" + b"a," * MAX_VALUES + b"]", "1:200000: more than 100,000 values"),
         (b"x" * (MAX_BYTES + 1), "1:1: the file is over 1,000,000 bytes"),
         (b"%YAML 3.0\n---\na: b\n", "1:1: not YAML"),
     ],
