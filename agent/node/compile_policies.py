@@ -5,7 +5,6 @@ The order comes as JSON on stdin; answers go to stdout, pickled one by one, so t
 
 import hashlib
 import json
-import os
 import pickle
 import resource
 import signal
@@ -24,7 +23,7 @@ from agent.policy.model import Policy, Prefix
 from agent.policy.parse import parse
 from agent.policy.yamlfile import MAX_BYTES
 
-MEMORY = 1 << 29  # bytes of address space; five times what 1 MB of sensible rules takes
+MEMORY = 1 << 29  # bytes of address space; twice what the largest file takes, right or wrong
 MAX_PROBLEM = 4000  # characters; the agent keeps the problem of each file
 
 
@@ -86,12 +85,11 @@ def shipped(name: str) -> Path:
 def read(file: Path) -> bytes:
     """Return what is in a file, up to one byte more than a policy may have. Raises WeirError when it cannot be read."""
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for somebody to write
-        with os.fdopen(fd, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise WeirError(f"the policy {file} is no regular file", "Put a file there, or a link to one.")
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise WeirError(f"the policy {file} is no regular file", "Put a file there, or a link to one.")
+        with file.open("rb") as stream:
             return stream.read(MAX_BYTES + 1)
-    except OSError as error:
+    except OSError as error:  # a FIFO that comes in between waits for a writer, and this process has a time limit
         raise WeirError(f"the policy {file} cannot be read: {error.strerror}", "Check its path and mode.") from error
 
 
