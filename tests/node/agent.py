@@ -26,7 +26,7 @@ from urllib.request import urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.kernel.site import ROOT, Site, site
+from tests.kernel.site import ROOT, Site, remove, site
 
 PATIENCE = 120.0
 """Seconds that anything may take; never what is measured."""
@@ -176,5 +176,10 @@ def agent_site(folder: Path, parent: str) -> Iterator[AgentSite]:
     with site(folder) as weir:
         (folder / "policies").mkdir(parents=True)
         made = AgentSite(weir, folder, parent)
-        yield made
+        root = weir.place.root / parent.strip("/")
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            yield made
+        finally:
+            remove(root)
         assert not made.bugs(), made.log.read_text()

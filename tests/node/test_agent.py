@@ -58,5 +58,5 @@ def test_named_and_counted(agent: Running, kubelet: Kubelet) -> None:
         assert agent.samples("weir_container_policy", policy="closed", **who)
         assert agent.samples("weir_container_policy", policy="closed", pod="web-0", container="POD")
     finally:
-        kubelet.remove(pod)
+        kubelet.remove_pod(pod)
     agent.until(lambda: agent.metric("weir_containers", state="gone") >= 2)
