@@ -41,8 +41,10 @@ Labels = Mapping[int, Mapping[str, str]]
 
 
 @contextmanager
-def sole_reader(maps: Path) -> Iterator[None]:
+def sole_reader(maps: Path) -> Iterator[Callable[[], bool]]:
     """Be the one that reads the events of the pinned maps in a directory; the lock goes with the process.
+
+    Yields a function that says whether the directory is still there: pins that were removed and made anew have another.
 
     Raises WeirError when another process is, or nothing is loaded.
     """
@@ -52,11 +54,18 @@ def sole_reader(maps: Path) -> Iterator[None]:
         raise WeirError(f"cannot look into {maps}: {e.strerror}", "Load weir first, as root: weir load") from e
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield lambda: _is_at(fd, maps)
     except BlockingIOError as e:
         raise WeirError("another process reads the events already", "Only one can: stop the other first.") from e
     finally:
         os.close(fd)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except OSError:
+        return False
 
 
 def labels(state: NodeState) -> Labels:
@@ -197,9 +206,9 @@ class Pump:
     def _run(self) -> None:
         while not self._end.is_set():
             try:
-                with sole_reader(self._maps):
+                with sole_reader(self._maps) as is_current:
                     self._problem = ""
-                    while not self._end.is_set():
+                    while not self._end.is_set() and is_current():
                         self._turn()
             except WeirError as e:
                 self._problem = e.message

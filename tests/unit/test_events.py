@@ -171,6 +171,26 @@ def test_nothing_loaded_yet(ring: Ring, place: Place) -> None:
     pump.stop()
 
 
+def test_pins_that_were_made_anew(ring: Ring, place: Place) -> None:
+    """The lock on the old directory keeps nobody away from the new one: the Pump takes that, too."""
+    pump = Pump(ring, place)
+    pump.start()
+    ring.add(EVENT)
+    wait_for(lambda: pump.counted.reported == 1)
+    place.pins.maps.rmdir()
+    place.pins.maps.mkdir()
+    wait_for(lambda: is_read(place.pins.maps))
+    pump.stop()
+
+
+def is_read(maps: Path) -> bool:
+    try:
+        with sole_reader(maps):
+            return False
+    except WeirError:
+        return True
+
+
 class Clock:
     """Stands still until it is set."""
 
