@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,16 @@ def gather(place: Place, kernel: Kernel, state: NodeState | None = None) -> dict
     if build is None:
         return {"loaded": False, "cgroups": [], "maps": {}, **node}
     reading, now, paths = kernel.read(), time.monotonic(), place.living()
-    hooked, refusals = hooks(paths, kernel.attached(), place.root), refused_by_slot(reading.refusals)
-    groups = list(grouped(reading.enrolments, state.rows if state else ()))
+    facts = Facts(
+        place.root, reading, paths, hooks(paths, kernel.attached(), place.root), refused_by_slot(reading.refusals)
+    )
+    groups = grouped(reading.enrolments, state.rows if state else ())
     return {
         "loaded": True,
         "build": f"{build.build:016x}",
         "errno": "EACCES" if build.has_retval else "EPERM",
         "monotonic": now,
-        "cgroups": sorted((item(place.root, reading, paths, hooked, refusals, group) for group in groups), key=_order),
+        "cgroups": sorted((facts.item(group) for group in groups), key=_order),
         "maps": {name: {"entries": n, "capacity": size} for name, (n, size) in kernel.max_capacity().items()},
         **node,
     }
@@ -96,49 +98,68 @@ def refused_by_slot(refusals: Mapping[Refused, int]) -> dict[int, Counter[Refuse
     return found
 
 
-def item(
-    root: Path,
-    reading: Reading,
-    paths: Mapping[int, Path],
-    hooked: frozenset[int],
-    by_slot: Mapping[int, Mapping[Refused, int]],
-    group: Group,
-) -> dict[str, Any]:
-    """One container or cgroup."""
-    row, number = group.row, group.cgroup_ids[0] if group.cgroup_ids else 0
-    path, enrolment = paths.get(number), reading.enrolments.get(number)
-    version = reading.versions.get(enrolment.policy) if enrolment else None
-    slots = {reading.enrolments[one].slot for one in group.cgroup_ids if one in reading.enrolments}
-    counters = reduce(added, (reading.counters[slot] for slot in slots if slot in reading.counters), NOTHING)
-    refusals: Counter[Refused] = Counter()
-    for slot in slots:
-        refusals.update(by_slot.get(slot, {}))
-    filtered, processes = (row.filtered, row.processes) if row else seccomp(path) if path else (0, 0)
-    flags, hook = enrolment.flags if enrolment else Flag(0), number in hooked
-    known = {key: getattr(row, key) for key in (*names.WHO, "id", "runtime", "problem") if row and getattr(row, key)}
-    return {
-        "cgroup": row.cgroup if row else names.cgroup_name(path, root, number),
-        "cgroup_id": number,
-        **known,
-        "gone": path is None if row is None else row.gone is not None,
-        "policy": version.name if version else None,
-        "sha256": version.sha256.hex() if version else None,
-        "mode": names.mode(flags) if version else "refuse all",
-        "layers": {
-            "hooks": hook,
-            "packets": hook,
-            "seccomp": f"{filtered}/{processes}",
-            "lsm": bool(row and row.layers.get("lsm")),
-        },
-        "not_covered": not_covered(flags, hook, filtered < processes, bool(version)),
-        "bytes": counters.bytes,
-        "packets": counters.packets,
-        "sockets": counters.sockets_created - counters.sockets_released,
-        "sockets_adopted": counters.sockets_adopted,
-        "events_lost": counters.events_lost + counters.events_suppressed,
-        "refusals_uncounted": counters.refusals_uncounted,
-        "refused": names.refusals(refusals, reading.versions),
-    }
+@dataclass(frozen=True)
+class Facts:
+    """One look at the kernel. ``paths``: cgroup id → directory; ``hooked``: as ``hooks`` says."""
+
+    root: Path
+    reading: Reading
+    paths: Mapping[int, Path]
+    hooked: frozenset[int]
+    by_slot: Mapping[int, Mapping[Refused, int]]
+
+    @cached_property
+    def enrolled(self) -> Mapping[Path, Enrolment]:
+        """The enrolments by directory."""
+        entries = self.reading.enrolments.items()
+        return {self.paths[number]: enrolment for number, enrolment in entries if number in self.paths}
+
+    def covering(self, number: int) -> Enrolment | None:
+        """The enrolment that a cgroup is under: its own, or that of the nearest cgroup above it that has one."""
+        path, enrolments = self.paths.get(number), self.reading.enrolments
+        if path is None or number in enrolments:
+            return enrolments.get(number)
+        return next((self.enrolled[parent] for parent in path.parents if parent in self.enrolled), None)
+
+    def item(self, group: Group) -> dict[str, Any]:
+        """One container or cgroup."""
+        row, number = group.row, group.cgroup_ids[0] if group.cgroup_ids else 0
+        path, enrolment = self.paths.get(number), self.covering(number)
+        version = self.reading.versions.get(enrolment.policy) if enrolment else None
+        enrolments = self.reading.enrolments
+        slots = {enrolments[one].slot for one in group.cgroup_ids if one in enrolments}
+        counters = reduce(added, (self.reading.counters.get(slot, NOTHING) for slot in slots), NOTHING)
+        refusals: Counter[Refused] = Counter()
+        for slot in slots:
+            refusals.update(self.by_slot.get(slot, {}))
+        filtered, processes = (row.filtered, row.processes) if row else seccomp(path) if path else (0, 0)
+        flags, hook = enrolment.flags if enrolment else Flag(0), number in self.hooked
+        known = {
+            key: getattr(row, key) for key in (*names.WHO, "id", "runtime", "problem") if row and getattr(row, key)
+        }
+        return {
+            "cgroup": row.cgroup if row else names.cgroup_name(path, self.root, number),
+            "cgroup_id": number,
+            **known,
+            "gone": path is None if row is None else row.gone is not None,
+            "policy": version.name if version else None,
+            "sha256": version.sha256.hex() if version else None,
+            "mode": names.mode(flags) if version else "refuse all" if enrolment else "none",
+            "layers": {
+                "hooks": hook,
+                "packets": hook,
+                "seccomp": f"{filtered}/{processes}",
+                "lsm": bool(row and row.layers.get("lsm")),
+            },
+            "not_covered": not_covered(flags, hook, bool(enrolment), filtered < processes, bool(version)),
+            "bytes": counters.bytes,
+            "packets": counters.packets,
+            "sockets": counters.sockets_created - counters.sockets_released,
+            "sockets_adopted": counters.sockets_adopted,
+            "events_lost": counters.events_lost + counters.events_suppressed,
+            "refusals_uncounted": counters.refusals_uncounted,
+            "refused": names.refusals(refusals, self.reading.versions),
+        }
 
 
 def seccomp(path: Path) -> tuple[int, int]:
@@ -154,10 +175,12 @@ def seccomp(path: Path) -> tuple[int, int]:
     return filtered, total
 
 
-def not_covered(flags: Flag, hooks: bool, unfiltered: bool, has_policy: bool) -> list[str]:
+def not_covered(flags: Flag, hooks: bool, enrolled: bool, unfiltered: bool, has_policy: bool) -> list[str]:
     """What the layers in force leave open, in plain sentences."""
     if not hooks:
         return ["EVERYTHING: the programs are not attached to this cgroup or a parent of it."]
+    if not enrolled:
+        return ["EVERYTHING: neither this cgroup nor a parent of it is under a policy."]
     if not has_policy:
         return []
     open_ends = names.not_in_force(flags)

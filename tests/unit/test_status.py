@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,10 +98,18 @@ def test_cgroups_that_share_a_slot_are_counted_once(place: Place, kernel: FakeKe
     assert data["cgroups"][1]["bytes"]["public"] == 100
 
 
-def test_a_container_that_is_not_enrolled_is_shown_as_such(place: Place, kernel: FakeKernel) -> None:
-    data = gather(place, kernel, replace(READY, rows=(container(place, "c2"),)))
-    (c2,) = [item for item in data["cgroups"] if item.get("container")]
-    assert (c2["policy"], c2["mode"], c2["bytes"]["public"], c2["layers"]["hooks"]) == (None, "refuse all", 0, True)
+def test_a_container_without_an_entry_of_its_own(place: Place, kernel: FakeKernel) -> None:
+    """It opened no socket yet: it is under its parent's policy, and has counted nothing."""
+    state = replace(READY, rows=(container(place, "c2"),))
+
+    def c2() -> dict[str, Any]:
+        found: list[dict[str, Any]] = [one for one in gather(place, kernel, state)["cgroups"] if one.get("container")]
+        return found[0]
+
+    assert (c2()["policy"], c2()["mode"], c2()["layers"]["hooks"]) == (None, "none", True)
+    assert "neither this cgroup nor a parent" in c2()["not_covered"][0]
+    Controller(kernel, place.root).enrol(place.root / "kubepods", POLICY)
+    assert (c2()["policy"], c2()["mode"], c2()["bytes"]["public"], c2()["refused"]) == ("open", "audit", 0, [])
 
 
 def test_a_container_that_is_gone(place: Place, kernel: FakeKernel) -> None:
