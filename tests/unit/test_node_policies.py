@@ -21,8 +21,8 @@ from agent.errors import WeirError
 from agent.kernel.abi import MAX_POLICIES
 from agent.kernel.seam import Version
 from agent.node.compiling import Loaded
-from agent.node.policies import Directory
-from agent.node.policy_files import MAX_FILES, File, decide
+from agent.node.policies import SETTLED, Directory
+from agent.node.policy_files import MAX_FILES, File, decide, look
 from agent.node.state import PolicyState
 from agent.policy.compile import Tables
 from agent.policy.find import load
@@ -158,6 +158,8 @@ def test_touching_is_no_reload(site: Site) -> None:
     site.policies.read()
     loaded = site.policies.loaded["base"]
     os.utime(site.path / "base.yaml")
+    (task,) = site.policies._tasks(look(site.path))
+    assert task.known == loaded.state.sha256  # so that nothing is compiled either
     shutil.copy(site.path / "base.yaml", site.path / "copy")
     (site.path / "copy").rename(site.path / "base.yaml")
     assert not site.policies.read()
@@ -343,21 +345,54 @@ def test_a_file_is_not_read_while_it_is_being_written(site: Site) -> None:
     """Each half of it alone is a policy, so that reading it too early would show."""
     site.write("shop", PORT % 1)
     site.policies.read()
-    seen = set()
+    seen, in_time = set(), True
     with (site.path / "shop.yaml").open("w") as file:
         for piece in (
             HEAD % "shop",
             "spec:\n  egress:\n",
             *(f"  - {{name: r{n}, action: allow, ports: [{n + 1}]}}\n" for n in range(40)),
         ):
+            started = time.monotonic()
             file.write(piece)
             file.flush()
             site.policies.refresh()
             seen.add(len(site.rules("shop")))
+            in_time &= time.monotonic() - started < SETTLED / 2
+            assert site.policies.busy
+            assert site.policies._compiling is None or not in_time
             time.sleep(0.02)
     assert seen == {1}
     assert site.policies.read()
     assert (len(site.rules("shop")), site.counts) == (40, (2, 0))
+
+
+def test_what_changes_while_it_is_compiled_is_compiled_again(site: Site) -> None:
+    """Two files that belong together, the second written when the first is on its way: one never goes without the other."""
+    site.write("one", PORT % 1)
+    site.write("two", PORT % 1)
+    site.policies.read()
+    site.write("one", PORT % 2)
+    while site.policies._compiling is None:
+        site.policies.refresh()
+    site.write("two", PORT % 2)
+    steps = set()
+    while site.policies.busy:
+        site.policies.refresh()
+        steps.add((*site.ports("one"), *site.ports("two")))
+    assert steps == {(1, 1), (2, 2)}
+    assert site.counts == (2, 0)
+
+
+def test_a_directory_that_never_rests_is_read_after_a_while(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.node.policies.PATIENCE", 0.5)
+    site.policies.read()
+    site.write("shop", PORT % 1)
+    limit = time.monotonic() + 60
+    while "shop" not in site.names and time.monotonic() < limit:
+        (site.path / ".scratch").touch()
+        (site.path / ".scratch").unlink()
+        site.policies.refresh()
+    assert "shop" in site.names
 
 
 def test_a_file_that_is_left_half_written_is_a_failure_until_it_is_whole(site: Site) -> None:
