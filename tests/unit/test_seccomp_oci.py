@@ -253,6 +253,26 @@ def test_two_comparisons_of_one_argument_are_either_of_them() -> None:
     assert verdicts(profile, "socket", (16, 3, 0)) == {("SCMP_ACT_ERRNO", 97)}
 
 
+@pytest.mark.parametrize("op", ["NE", "LT", "LE", "EQ", "GE", "GT"])
+@pytest.mark.parametrize("value", [0, 1, 6, 1 << 63, 2**64 - 1])
+def test_each_comparison_at_its_edge(op: str, value: int) -> None:
+    """Of an argument about which weir says nothing: the type of an AF_UNIX socket."""
+    document = one("SCMP_ACT_ALLOW", args=[{"index": 1, "value": value, "op": f"SCMP_CMP_{op}"}])
+    document["syscalls"][0]["names"] = ["socket"]
+    profile = merged(document)
+    for type_ in {0, 2**64 - 1, *(min(max(value + step, 0), 2**64 - 1) for step in (-2, -1, 0, 1, 2))}:
+        values = (1, type_, 0, 0, 0, 0)
+        assert verdicts(profile, "socket", values) == verdicts(document, "socket", values)
+
+
+def test_no_rule_repeats_the_default() -> None:
+    """libseccomp refuses such a rule, and what a runtime makes of it is its own affair."""
+    document = {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": ENOSYS, "syscalls": []}
+    profile = merged(document)
+    assert ["SCMP_ACT_ERRNO"] * len(profile["syscalls"]) == [entry["action"] for entry in profile["syscalls"]]
+    assert ENOSYS not in [entry["errnoRet"] for entry in profile["syscalls"]]
+
+
 def test_docker_and_podman_names_of_errnos_and_of_single_calls() -> None:
     document = {
         "defaultAction": "SCMP_ACT_ERRNO",
