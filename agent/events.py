@@ -27,7 +27,7 @@ from agent.policy.model import format_address
 
 PROTOCOLS = {6: "tcp", 17: "udp"}
 
-WAIT = 200
+WAIT = 1000
 """Milliseconds that one look at the ring waits: how late the Pump sees that it shall stop."""
 
 RETRY = 1.0
@@ -215,7 +215,8 @@ class Pump:
                 self._end.wait(RETRY)
 
     def _turn(self) -> None:
-        told, walked = self._describer.describe(self._kernel.events(WAIT))
+        batch = self._kernel.events(WAIT)
+        told, walked = self._describer.describe(batch) if batch else ([], False)
         for data in told:
             for subscriber in self._subscribers:
                 subscriber(data)

@@ -275,7 +275,7 @@ class Reconciler:
             if member.is_parent:
                 continue
             known = self._filters.get(number)
-            if known is None or not known.processes or index % SECCOMP_TURNS == self._turn:
+            if known is None or index % SECCOMP_TURNS == self._turn:
                 self._filters[number] = Filters(*seccomp(self._place.root / member.path))
 
     def rows(self) -> tuple[Row, ...]:
