@@ -27,6 +27,8 @@ from agent.seccomp.merge import merge
 from tests import need
 from tests.kernel.test_seccomp import KILLED, MARK, build, lines
 from tests.node import remains
+from tests.node.containerd import Containerd
+from tests.node.kubelet import Kubelet
 from tests.node.runc import Runc
 from tests.seccomp_oci import verdicts
 
@@ -173,6 +175,19 @@ def test_podman_reads_it(containers: Containers, tmp_path: Path) -> None:
         done = containers.podman(Path(directory), profile, "/bin/calls", stdin=calls)
         remains.unmount_below(Path(directory))
     assert done.stdout.split() == [str(MARK + EAFNOSUPPORT), "0", str(MARK + EACCES)], done.stderr
+
+
+def test_a_pod_names_it_as_localhost_profile(node: Containerd, kubelet: Kubelet, tmp_path: Path) -> None:
+    """Written by the agent's own function, read by containerd."""
+    profiles.write(tmp_path, {"appengine": marked(profile_of("appengine", on_debian()))})
+    image = node.image("weir.test/calls:1", {"/bin/calls": build("seccomp_calls.c", tmp_path / "calls", "-static")})
+    pod = kubelet.pod("shop", "seccomp-0")
+    script = "(echo native socket 16 3 0; echo native socket 2 1 6; echo native listen 3 1) | /bin/calls"
+    command = ["/bin/sh", "-c", script]
+    container = kubelet.container(pod, "calls", image, command, seccomp=tmp_path / "weir/appengine.json")
+    assert kubelet.wait(container) == 0
+    assert kubelet.logs(container).split() == [str(MARK + EAFNOSUPPORT), "0", str(MARK + EACCES)]
+    kubelet.remove_pod(pod)
 
 
 def test_debians_profile_alone_reads_as_its_merge_with_nothing(containers: Containers) -> None:
