@@ -70,7 +70,7 @@ def answer(task: Task, resolvers: tuple[Prefix, ...] | None) -> Answer:
 def profile(policy: Policy) -> str:
     """Return the policy's seccomp profile as JSON, "" on a machine that weir has no filter for."""
     try:
-        return json.dumps(profile_of(policy))
+        return sys.intern(json.dumps(profile_of(policy)))  # many policies share one; pickled, it is still one
     except WeirError:
         return ""
 
