@@ -127,20 +127,18 @@ class Containerd:
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
         return done.stdout
 
-    def load(self, tar: Path) -> None:
-        """Import an image of images.archive, and wait until the CRI knows it."""
-        known = self._managed()
+    def load(self, tar: Path, name: str) -> None:
+        """Import the image ``name`` from an archive of images.archive, and wait until the CRI knows it."""
         self.ctr("images", "import", "--snapshotter", self._snapshotter, tar)
-        remains.wait(f"the CRI to see {tar}", lambda: self._managed() > known)
-
-    def _managed(self) -> int:
-        return self.ctr("images", "list").count("io.cri-containerd.image=managed")
+        # The CRI hears of it by an event, and then marks it.
+        mark = "io.cri-containerd.image=managed"
+        remains.wait(f"the CRI to see {name}", lambda: mark in self.ctr("images", "list", f"name=={name}"))
 
     def image(self, name: str, files: dict[str, Path], command: Sequence[str] = ("/bin/sh",)) -> str:
         """Make and load an image of busybox and ``files`` (see images.rootfs); returns its name."""
         stem = name.replace("/", "-").replace(":", "-")
         tree = images.rootfs(self.directory / "images" / stem, files)
-        self.load(images.archive(tree, self.directory / f"{stem}.tar", name, command))
+        self.load(images.archive(tree, self.directory / f"{stem}.tar", name, command), name)
         return name
 
     def remove(self) -> None:

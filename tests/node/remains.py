@@ -6,16 +6,16 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 _PATIENCE = 30.0  # seconds; the kernel takes milliseconds
 
 
-def wait(what: str, done: object, pause: float = 0.005) -> None:
+def wait(what: str, done: Callable[[], bool], pause: float = 0.005) -> None:
     """Wait until ``done()`` is true. Raises AssertionError that names ``what`` after half a minute."""
-    assert callable(done)
     end = time.monotonic() + _PATIENCE
     while not done():
         assert time.monotonic() < end, f"still waiting for: {what}"
@@ -92,7 +92,7 @@ def remove_cgroups(path: str) -> None:
     """
     assert path.startswith("/weir-test-"), f"{path} is not a test's own"
     for directory in _below(path):
-        wait(f"the end of cgroup {directory}", lambda directory=directory: _remove(directory))
+        wait(f"the end of cgroup {directory}", partial(_remove, directory))
 
 
 def remove_empty_cgroups(path: str) -> None:
