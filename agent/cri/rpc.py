@@ -1,8 +1,8 @@
 """Unary gRPC calls over a Unix socket: one HTTP/2 connection, one deadline, no thread.
 
-Not grpcio: asking for 1,000 pods by it added more than 30 MB to an agent that may have 48 in all, by this 12; its threads and its
-handlers of fork() get in the way of the commands that the agent starts; and of gRPC, one request with one answer is all
-that is needed. The protocol: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md. h2 does HTTP/2.
+Not grpcio: asking for 1,000 pods by it added more than 30 MB to an agent that may have 48 in all, by this 12; its threads
+and its handlers of fork() get in the way of the commands that the agent starts; and of gRPC, one request with one answer
+is all that is needed. The protocol: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md. h2 does HTTP/2.
 """
 
 from __future__ import annotations
