@@ -24,9 +24,6 @@ STALLED = 60.0
 BUSY = 20.0
 """Seconds that a scrape waits for the one before it."""
 
-_BODY = 65536
-"""Bytes that are read of a request that is refused."""
-
 _TEXT = "text/plain; charset=utf-8"
 _INDEX = """<!DOCTYPE html>
 <html lang="en"><title>weir</title><h1>weir</h1>
@@ -114,10 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def refuse(self) -> None:
-        """Answer 405. What the request carries is taken first: closing a socket with unread data loses the answer."""
-        length = self.headers.get("Content-Length", "")
-        if length.isdecimal():
-            self.rfile.read(min(int(length), _BODY))
+        """Answer 405; what the request carries is not read."""
         self._state.answering = True
         self._send(*_plain(HTTPStatus.METHOD_NOT_ALLOWED, "Only GET and HEAD.\n"), {"Allow": "GET, HEAD"})
 

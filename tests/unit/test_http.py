@@ -109,6 +109,7 @@ def test_metrics_as_text() -> None:
     assert status == 200
     assert headers["content-type"].startswith("text/plain; version=0.0.4")
     assert "content-encoding" not in headers
+    assert headers["connection"] == "close"
     names = {sample.name for family in plain_text(body.decode()) for sample in family.samples}
     assert {"weir_egress_bytes_total", "weir_ready", "process_resident_memory_bytes"} <= names
 
@@ -160,7 +161,10 @@ def test_promtool_finds_nothing_to_say(tmp_path: Path) -> None:
 
 def test_health_is_the_main_loops() -> None:
     ages = [0.0]
-    with serving(age=lambda: ages[0]) as port:
+    published = Published()
+    published.state = replace(published.state, not_ready=())
+    with serving(age=lambda: ages[0], published=published) as port:
+        assert ask(port, "/readyz")[0] == 200
         assert ask(port, "/healthz")[::2] == (200, b"ok\n")
         ages[0] = STALLED + 1
         status, _, body = ask(port, "/healthz")
@@ -200,6 +204,7 @@ def test_other_methods(method: str) -> None:
 def test_head_is_get_without_the_body(path: str) -> None:
     with serving() as port:
         got, head = ask(port, path), ask(port, path, "HEAD")
+        assert raw(port, f"HEAD {path} HTTP/1.1\r\n\r\n".encode()).endswith(b"\r\n\r\n")
     assert (head[0], head[2]) == (got[0], b"")
     assert head[1].keys() == got[1].keys()
 
@@ -278,6 +283,13 @@ def is_closed(client: socket.socket) -> bool:
         return True
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request is too slow: what ends a connection is something else."""
+    monkeypatch.setattr(listener, "REQUEST", 10 * ENOUGH)
+
+
+@pytest.mark.usefixtures("patient")
 def test_clients_that_say_nothing_keep_nobody_out() -> None:
     """Twice as many as there is room for, before any of them has had its time."""
     before = set(threading.enumerate())
@@ -329,7 +341,10 @@ def test_a_client_that_drips_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None
             thread.join()
 
 
-def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("patient")
+def test_a_client_that_does_not_read_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     before = set(threading.enumerate())
     monkeypatch.setattr(listener, "ANSWER", 0.5)
     with ExitStack() as stack:
@@ -342,8 +357,10 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch)
         until(lambda: len(set(threading.enumerate()) - before) == 2)
         until(lambda: len(set(threading.enumerate()) - before) == 1)
         assert ask(port, "/healthz")[0] == 200
+    assert not caplog.records, "it is nothing that the agent's operator has to know"
 
 
+@pytest.mark.usefixtures("patient")
 def test_stop_ends_everything() -> None:
     before = set(threading.enumerate())
     server = Server(LOCAL, of_a_node(), Published(), lambda: 0.0)
@@ -394,7 +411,7 @@ def test_an_address_of_another_host() -> None:
 
 def test_a_port_that_was_just_in_use_is_free_at_once() -> None:
     with serving() as port:
-        ask(port, "/healthz")
+        raw(port, b"GET /healthz HTTP/1.1\r\n\r\n")  # until the server closes: its side waits then
     with serving(f"127.0.0.1:{port}") as again:
         assert ask(again, "/healthz")[0] == 200
 

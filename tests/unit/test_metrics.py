@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.errors import WeirError
 from agent.kernel.abi import PROGRAMS, Flag
-from agent.kernel.seam import Enrolment, Reading, Version
+from agent.kernel.seam import Enrolment, Reading, RuleName, Version
 from agent.metrics import Collector, Sources, registry
 from agent.node.page import page
 from agent.node.state import LAYERS, NodeState, PolicyState, Reloads, Row
@@ -227,7 +227,10 @@ def test_a_name_that_is_not_utf8_spoils_nothing() -> None:
     bad = "\udcff"  # how Python shows the byte 0xff of a file name
     state = replace(nodes.state([replace(row(2), cgroup=f"/x{bad}")]), reloads=Reloads(failures={f"{bad}.yaml": "?"}))
     state = replace(state, roots=(f"/r{bad}",), policies=(PolicyState(bad, bad, nodes.SHA, "enforce"),))
-    made = registry(Collector(nodes.sources(state, nodes.reading({2: 7}, {7: counted()}, {})), fail))
+    rule = RuleName(bad, 1, deny=True)
+    reading = nodes.reading({2: 7}, {7: counted()}, {refusal(7): 1})
+    reading = replace(reading, versions={1: replace(nodes.VERSION, name=bad, rules=(rule,))})
+    made = registry(Collector(nodes.sources(state, reading), fail))
     assert rb'cgroup="/x\\udcff"' in generate_latest(made)
 
 
@@ -281,6 +284,16 @@ def test_what_cannot_be_read_is_visible(fact: str) -> None:
     assert 'weir_containers{state="running"} 1.0' in text
     assert [str(error) for error in heard] == ["the counters cannot be read\n  Mount bpffs."] * 2
     assert ("weir_egress_bytes_total{" in text) == (fact != "read"), "a number that was not read is not 0"
+
+
+def test_a_scrape_fails_once_however_much_cannot_be_read() -> None:
+    now, read = everything()
+    ask = replace(nodes.sources(now, read), read=broken, maps=broken_maps)
+    assert value(samples(Collector(ask, lambda _: None).collect()), "weir_scrape_errors_total") == 1
+
+
+def broken_maps() -> dict[str, tuple[int, int]]:
+    raise OSError("no such map")
 
 
 def test_ready_is_the_agents_word() -> None:
