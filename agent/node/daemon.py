@@ -165,7 +165,9 @@ class Agent:
         while _read(self._woken):
             woken = True
         changes = self._watch.read(0)
-        born = bool(changes.created or changes.removed or changes.overflowed)
+        born = changes.overflowed or any(
+            roots.root_of(path, self._settings.roots) for path in (*changes.created, *changes.removed)
+        )
         with self._noting("policies"):
             if self._directory.refresh():
                 log.info("policies changed", policies=", ".join(self._directory.loaded))
