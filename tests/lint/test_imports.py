@@ -16,7 +16,9 @@ _ALONE = {
     "pyseccomp": {"agent/seccomp/filter.py"},
     "pyroute2": {"agent/cgroups/sockets.py"},
     "agent.kernel.libbpf": {"agent/kernel/", "agent/place.py"},
-    "agent.kernel.pinned": {"agent/kernel/", "agent/run.py", "agent/verbs/"},
+    "agent.kernel.pinned": {"agent/kernel/", "agent/run.py", "agent/node/daemon.py", "agent/verbs/"},
+    "inotify_simple": {"agent/cgroups/watch.py"},
+    "google": {"agent/cri/"},
     "click": {"agent/cli.py", "agent/__main__.py", "agent/verbs/"},
     "rich": {"agent/verbs/"},
 }
