@@ -14,7 +14,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -23,8 +23,6 @@ from tests import need
 from tests.node import images, remains
 from tests.node.api_pb2 import VersionRequest, VersionResponse
 from tests.node.cri import Calls
-
-_SHIM_SOCKETS = Path("/run/containerd/s")  # containerd 1.6: runtime/v2/shim/util_unix.go, socketRoot
 
 _PATIENCE = 60.0  # seconds until it answers; a free machine needs less than one
 
@@ -147,8 +145,17 @@ class Containerd:
         shims = remains.started_with(str(self.socket))
         remains.kill([pid for shim in shims for pid in remains.descendants(shim)])
         remains.kill(shims)
+        self._remove_shim_sockets()
         remains.unmount_below(self.directory)
         remains.remove_cgroups(self.cgroups)
+
+    def _remove_shim_sockets(self) -> None:
+        """The one thing outside the directory: /run/containerd/s, whatever the configuration says, for all containerds."""
+        for address in self.directory.glob("state/io.containerd.runtime.v2.task/*/*/address"):
+            socket = Path(address.read_text().removeprefix("unix://"))
+            socket.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: another's are there
+                socket.parent.rmdir()
 
 
 @contextmanager
@@ -161,7 +168,6 @@ def containerd(directory: Path, *, netns: Path | None = None, snapshotter: str =
     need.root()
     for command in ("containerd", "ctr", "runc", "busybox"):
         need.command(command)
-    had_sockets = _SHIM_SOCKETS.exists()
     c = Containerd(directory, [] if netns is None else ["nsenter", f"--net={netns}"], snapshotter)
     try:
         c.start()
@@ -170,7 +176,3 @@ def containerd(directory: Path, *, netns: Path | None = None, snapshotter: str =
         yield c
     finally:
         c.remove()
-        if not had_sockets and _SHIM_SOCKETS.exists():
-            for socket in _SHIM_SOCKETS.iterdir():
-                socket.unlink()
-            _SHIM_SOCKETS.rmdir()
