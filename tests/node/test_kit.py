@@ -118,9 +118,14 @@ def test_nothing_is_left(tmp_path: Path) -> None:
             pid = kubelet.pid(container)
         assert remains.started_with(str(c.socket))
         assert left(c.cgroups)
+        sockets = [Path(line.split()[-1]) for line in Path("/proc/net/unix").read_text().splitlines()]
+        shims = [socket for socket in sockets if socket.parent == Path("/run/containerd/s")]
+        assert shims
     assert not remains.alive(pid)
     assert not remains.started_with(str(c.socket))
     assert not left(c.cgroups)
+    listening = Path("/proc/net/unix").read_text()
+    assert not [socket for socket in shims if socket.exists() and str(socket) not in listening]
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 
