@@ -33,13 +33,14 @@ def main() -> None:
     confine()
     servers = order["resolvers"]
     resolvers = None if servers is None else tuple(Prefix.parse(server) for server in servers)
+    seccomp_base = Path(order["seccomp_base"]) if order["seccomp_base"] else None
     pickler = pickle.Pickler(sys.stdout.buffer)  # one for all: what policies share is written once
     pickler.dump(STARTED)
     sys.stdout.flush()
     for fields in order["tasks"]:
         signal.alarm(order["seconds"])  # ends the process if the agent is no longer there to do it
         task = Task(**fields)
-        pickler.dump((task.key, answer(task, resolvers)))
+        pickler.dump((task.key, answer(task, resolvers, seccomp_base)))
         sys.stdout.flush()
 
 
@@ -50,7 +51,7 @@ def confine() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
 
 
-def answer(task: Task, resolvers: tuple[Prefix, ...] | None) -> Answer:
+def answer(task: Task, resolvers: tuple[Prefix, ...] | None, seccomp_base: Path | None) -> Answer:
     """Compile one file."""
     digest = ""
     try:
@@ -61,16 +62,16 @@ def answer(task: Task, resolvers: tuple[Prefix, ...] | None) -> Answer:
             return Answer(digest)
         policy = parse(data, str(file), sets.resolvers() if resolvers is None else resolvers)
         state = PolicyState(policy.name, policy.source, policy.sha256, policy.mode.value)
-        return Answer(digest, Loaded(compiled(policy), policy.selector, state, profile(policy)))
+        return Answer(digest, Loaded(compiled(policy), policy.selector, state, profile(policy, seccomp_base)))
     except WeirError as error:
         text = str(error)
         return Answer(digest, problem=text if len(text) <= MAX_PROBLEM else text[:MAX_PROBLEM] + " …")
 
 
-def profile(policy: Policy) -> str:
-    """Return the policy's seccomp profile as JSON, "" on a machine that weir has no filter for."""
+def profile(policy: Policy, base: Path | None) -> str:
+    """Return the policy's seccomp profile as JSON; "" when the machine or the base is one that weir cannot use."""
     try:
-        return sys.intern(json.dumps(profile_of(policy)))  # many policies share one; pickled, it is still one
+        return sys.intern(json.dumps(profile_of(policy, base)))  # many policies share one; pickled, it is still one
     except WeirError:
         return ""
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from agent.controller import Compiled
@@ -29,7 +30,7 @@ STARTED = "started"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A policy ready for use on a node. ``profile`` is its seccomp profile in JSON, "" on a machine that has none."""
+    """A policy ready for use on a node. ``profile`` is its seccomp profile in JSON; "" when none can be made."""
 
     compiled: Compiled
     selector: Selector | None
@@ -68,12 +69,19 @@ class Compiling:
     ``failure`` is a sentence when the process could not be started at all; there are no answers then.
     """
 
-    def __init__(self, tasks: Sequence[Task], resolvers: Sequence[Prefix] | None, seconds: float = TIMEOUT) -> None:
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        resolvers: Sequence[Prefix] | None,
+        seconds: float = TIMEOUT,
+        seccomp_base: Path | None = None,
+    ) -> None:
         self.answers: dict[str, Answer] = {}
         self.failure = ""
         self._left = list(tasks)
         self._resolvers = resolvers
         self._seconds = seconds
+        self._seccomp_base = seccomp_base
         self._child = self._start()
 
     def ended(self) -> bool:
@@ -106,7 +114,7 @@ class Compiling:
         if not self._left:
             return None
         try:
-            return Child(self._left, self._resolvers, self._seconds)
+            return Child(self._left, self._resolvers, self._seconds, self._seccomp_base)
         except OSError as error:
             self.failure = f"policies cannot be compiled: no process can be started: {error.strerror}"
             return None
@@ -115,11 +123,14 @@ class Compiling:
 class Child:
     """One process. What it reads and writes lies in memory, so that neither side waits for the other."""
 
-    def __init__(self, tasks: Sequence[Task], resolvers: Sequence[Prefix] | None, seconds: float) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], resolvers: Sequence[Prefix] | None, seconds: float, seccomp_base: Path | None
+    ) -> None:
         order = {
             "tasks": [asdict(task) for task in tasks],
             "resolvers": None if resolvers is None else [str(prefix) for prefix in resolvers],
             "seconds": int(seconds) + 1,
+            "seccomp_base": str(seccomp_base) if seccomp_base else None,
         }
         self._seconds = seconds
         self._written, self._since = 0, time.monotonic()

@@ -12,7 +12,7 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import PurePosixPath
 
@@ -27,6 +27,7 @@ from agent.kernel.pinned import PinnedKernel
 from agent.lines import Lines
 from agent.metrics import Collector, Sources, registry
 from agent.node import profiles
+from agent.node.compiling import Loaded
 from agent.node.door import Door
 from agent.node.http import Server
 from agent.node.log import log
@@ -34,7 +35,7 @@ from agent.node.naming import Naming
 from agent.node.policies import Directory
 from agent.node.reconcile import Reconciler
 from agent.node.settings import Settings
-from agent.node.state import NodeState, PolicyState, Published
+from agent.node.state import NodeState, PolicyState, Published, Reloads
 from agent.place import Place
 from agent.status import gather
 
@@ -57,13 +58,15 @@ class Agent:
         self._published = Published()
         self._kernel = PinnedKernel(place.pins)
         self._keeper = Keeper(place.pins)
-        self._directory = Directory(settings.policies, settings.default)
+        self._directory = Directory(settings.policies, settings.default, seccomp_base=settings.seccomp_base)
         self._beat = time.monotonic()
         self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._naming = Naming(settings.cri, settings.reconcile, self._ring)
         self._reconciler = Reconciler(place, self._kernel, settings.roots, settings.retain, self._naming)
         self._watch = Watch(place.root, self._is_worth_watching)
         self._troubles: dict[str, str] = {}
+        self._written: Mapping[str, Loaded] = {}
+        self._told = Reloads()
         self._stopping = False
 
     def _is_worth_watching(self, path: PurePosixPath) -> bool:
@@ -172,8 +175,10 @@ class Agent:
             if self._directory.refresh():
                 log.info("policies changed", policies=", ".join(self._directory.loaded))
                 born = True
-            for file, problem in self._directory.reloads.failures.items():
-                log.warning("a policy file is not used", file=file, problem=problem)
+            if self._directory.reloads is not self._told:
+                self._told = self._directory.reloads
+                for file, problem in self._told.failures.items():
+                    log.warning("a policy file is not used", file=file, problem=problem)
         return woken or born or self._keeper.is_orphaned or bool(self._troubles)
 
     def _look(self, *, full: bool) -> None:
@@ -198,12 +203,21 @@ class Agent:
             self._load()
 
     def _write_profiles(self) -> None:
-        if self._settings.seccomp:
-            wanted = {
-                name: json.loads(loaded.profile) for name, loaded in self._directory.loaded.items() if loaded.profile
-            }
-            for name in profiles.write(self._settings.seccomp, wanted):
+        if not self._settings.seccomp:
+            return
+        loaded = self._directory.loaded
+        if loaded is not self._written:
+            texts = {name: one.profile for name, one in loaded.items()}
+            for name in profiles.write(
+                self._settings.seccomp, {n: json.loads(text) for n, text in texts.items() if text}
+            ):
                 log.info("seccomp profile written", policy=name)
+            self._written = loaded
+            if not all(texts.values()):
+                without = ", ".join(name for name, text in texts.items() if not text)
+                raise WeirError(
+                    f"There is no seccomp profile for {without}.", "See: weir seccomp-profile --policy NAME"
+                )
 
     @contextmanager
     def _noting(self, what: str) -> Iterator[None]:

@@ -35,11 +35,17 @@ class Directory:
     """Policies in force by their name, in file order; the default is always among them once ``read()`` has returned.
 
     ``loaded`` and ``reloads`` are replaced, never changed, so that other threads may read them.
-    ``resolvers`` is what the set of that name stands for; None takes the host's resolv.conf.
+    ``resolvers`` is what the set of that name stands for; None takes the host's resolv.conf. The policies' seccomp profiles
+    are merged onto ``seccomp_base``.
     """
 
     def __init__(
-        self, path: Path, default: str, resolvers: Sequence[Prefix] | None = None, seconds: float = TIMEOUT
+        self,
+        path: Path,
+        default: str,
+        resolvers: Sequence[Prefix] | None = None,
+        seconds: float = TIMEOUT,
+        seccomp_base: Path | None = None,
     ) -> None:
         self.loaded: Mapping[str, Loaded] = {}
         self.reloads = Reloads()
@@ -47,6 +53,7 @@ class Directory:
         self._default = default
         self._resolvers = resolvers
         self._seconds = seconds
+        self._seccomp_base = seccomp_base
         self._files: dict[str, File] = {}
         self._shipped: Answer | None = None
         self._seen: Look | None = None  # what ``loaded`` was made of
@@ -110,7 +117,7 @@ class Directory:
             self._since = now if self._since is None else self._since
             if self._impatient() or not 0 <= time.time_ns() - seen.newest < SETTLED * 1e9:
                 self._looked = seen
-                self._compiling = Compiling(self._tasks(seen), self._resolvers, self._seconds)
+                self._compiling = Compiling(self._tasks(seen), self._resolvers, self._seconds, self._seccomp_base)
 
     def _impatient(self) -> bool:
         return self._since is not None and time.monotonic() - self._since > PATIENCE

@@ -18,7 +18,10 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True)
 class Settings:
-    """Durations are seconds. ``cri`` None: no names from the CRI; ``listen`` None: no server; ``seccomp`` None: no files."""
+    """Durations are seconds. ``cri`` None: no names from the CRI; ``listen`` None: no server; ``seccomp`` None: no files.
+
+    ``seccomp_base`` is a profile that those of the policies are merged onto.
+    """
 
     policies: Path
     default: str
@@ -28,6 +31,7 @@ class Settings:
     tls: Tls | None
     socket: Path
     seccomp: Path | None
+    seccomp_base: Path | None
     retain: float
     reconcile: float
     events: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from agent.node import log
 from agent.node.settings import Settings, cri_socket, duration
 from agent.node.tls import tls_of
 from agent.place import Place
+from agent.seccomp import base, oci
 
 PATH = click.Path(path_type=Path)
 
@@ -75,6 +77,12 @@ PATH = click.Path(path_type=Path)
     help="Write a seccomp profile for each policy to DIR/weir/POLICY.json (the kubelet's is /var/lib/kubelet/seccomp).",
 )
 @click.option(
+    "--seccomp-base",
+    type=PATH,
+    envvar="WEIR_SECCOMP_BASE",
+    help="Merge them onto this profile, so that nothing that it denies becomes allowed.",
+)
+@click.option(
     "--retain",
     default="10m",
     show_default=True,
@@ -127,6 +135,7 @@ def agent(
     tls_client_ca: Path | None,
     socket: Path,
     seccomp_dir: Path | None,
+    seccomp_base: Path | None,
     retain: str,
     reconcile: str,
     log_format: str,
@@ -155,6 +164,7 @@ def agent(
         tls=tls_of(tls_cert, tls_key, tls_client_ca),
         socket=socket,
         seccomp=seccomp_dir,
+        seccomp_base=readable_base(seccomp_base),
         retain=duration(retain, "--retain"),
         reconcile=duration(reconcile, "--reconcile"),
         events=not no_events,
@@ -163,3 +173,10 @@ def agent(
     )
     Agent(Place.here(), settings).run()
     return 0
+
+
+def readable_base(file: Path | None) -> Path | None:
+    """The base, once it is known to be one. Raises WeirError when it is none."""
+    if file:
+        base.load(file, oci.machine(platform.machine()), ())
+    return file

@@ -68,7 +68,7 @@ class Running:
         assert status == 200, page
         return [
             (sample.labels, sample.value)
-            for family in text_string_to_metric_families(page)  # type: ignore[no-untyped-call]
+            for family in text_string_to_metric_families(page)
             for sample in family.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         ]
