@@ -245,7 +245,10 @@ def test_B10_mptcp_older_than_the_policy(box: Box, world: World, denied: str, ho
             made.sendto(b"early", MSG_FASTOPEN, (denied, 4210))
 
     with silence(world):
-        assert older(box, lambda: stream(denied, IPPROTO_MPTCP), use) != 0
+        got = older(box, lambda: stream(denied, IPPROTO_MPTCP), use)
+        if got == errno.EOPNOTSUPP:
+            need.skip("needs a kernel whose MPTCP has fast open (6.2)")
+        assert got != 0
     assert sum(box.refusals().values()) >= 1
     assert heard(world, denied.removeprefix("::ffff:"), 4210, "tcp") == 0
 
