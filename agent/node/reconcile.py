@@ -21,7 +21,7 @@ from agent.kernel.abi import MAX_SPARE, Flag
 from agent.kernel.seam import Enrolment, Kernel
 from agent.node.compiling import Loaded
 from agent.node.log import log
-from agent.node.members import Member, Namer, members
+from agent.node.members import Member, Namer, members, names_of
 from agent.node.state import Row
 from agent.place import Place
 from agent.status import seccomp
@@ -58,6 +58,7 @@ class Reconciler:
         self._nested: dict[int, int] = {}
         self._elsewhere: dict[int, PurePosixPath] = {}
         self._gone: dict[int, Row] = {}
+        self._nameless: dict[int, Member] = {}  # of those that are gone; the CRI lists a container after its end
         self._labels: dict[int, str] = {}
         self._filters: dict[int, Filters] = {}
         self._turn = 0
@@ -119,8 +120,9 @@ class Reconciler:
             if number not in current:
                 self._is_gone(member, present)
         for number, member in current.items():
-            if number not in self._members and member.identity and member.identity.kind is not Kind.POD:
-                log.info("found", cgroup=f"/{member.path}", **_words(member))
+            if member.identity and member.identity.kind is not Kind.POD:
+                _tell(member, self._members.get(number))
+        self._name_gone()
         self._members = current
         self._at = {member.path: member for member in current.values()}
 
@@ -128,9 +130,29 @@ class Reconciler:
         row = self._row(member, present, {}, self._inside().get(member.cgroup, ()))
         if row.cgroup_ids:
             self._gone[member.cgroup] = replace(row, gone=time.monotonic())
+            if not member.named:
+                self._nameless[member.cgroup] = member
         for nested in row.cgroup_ids:
             self._nested.pop(nested, None)
         self._filters.pop(member.cgroup, None)
+
+    def _name_gone(self) -> None:
+        """A container can be gone before its name has come."""
+        for number, member in list(self._nameless.items()):
+            if member.identity is None or number not in self._gone:
+                del self._nameless[number]
+                continue
+            names, named = names_of(member.identity, self._namer)
+            if named:
+                late = replace(self._nameless.pop(number), names=names)
+                self._gone[number] = replace(
+                    self._gone[number],
+                    namespace=names.namespace or "",
+                    pod=names.pod or "",
+                    container=names.container or "",
+                )
+                self._labels[number] = late.label
+                self._kernel.label(number, late.label)
 
     def _inside(self) -> dict[int, list[int]]:
         """Container → the enrolled cgroups nested in it."""
@@ -339,6 +361,18 @@ def _differs(wanted: Placement, present: Mapping[int, Enrolment]) -> bool:
         return True
     inside = [present[number] for number in wanted.nested if number in present]
     return any((one.slot, one.policy) != (entry.slot, entry.policy) for one in inside)
+
+
+def _tell(member: Member, before: Member | None) -> None:
+    """Log a container that is new, and one that is now called something else or under another policy."""
+    words = _words(member)
+    if before is None or words != _words(before):
+        log.info("found" if before is None else "changed", cgroup=f"/{member.path}", **words)
+    if member.choice.problem and (before is None or before.choice.problem != member.choice.problem):
+        who = "/".join(filter(None, (member.names.namespace, member.names.pod, member.names.container)))
+        log.warning(
+            f"{who}: {member.choice.problem}", cgroup=f"/{member.path}"
+        )  # one message each: equal ones are held back
 
 
 def _words(member: Member) -> dict[str, str]:
