@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.node import probe as client
 from tests.node.containerd import Containerd, containerd
+from tests.node.images import compiled
 from tests.node.kubelet import Kubelet
+from tests.node.probe import Peer, peer
 
 
 @pytest.fixture(scope="session", name="node")
@@ -19,4 +23,30 @@ def _node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
 @pytest.fixture(scope="session")
 def kubelet(node: Containerd) -> Iterator[Kubelet]:
     with Kubelet(node) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The client of tests/node/probe.py, for whatever is no image."""
+    return compiled(client.SOURCE, tmp_path_factory.mktemp("probe") / "probe")
+
+
+@pytest.fixture(scope="session")
+def image(node: Containerd, probe: Path) -> str:
+    """The image with the client."""
+    return node.image(client.IMAGE, {"/bin/probe": probe})
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[Peer]:
+    """The port that policies allow."""
+    with peer() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def wall() -> Iterator[Peer]:
+    """A port that no policy allows."""
+    with peer() as made:
         yield made
