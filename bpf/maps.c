@@ -34,10 +34,8 @@ BPF_TABLE_PINNED("lru_hash", struct weir_peer, u32, peers, WEIR_MAX_PEERS, WEIR_
 
 WEIR_INNER_MAP("lpm_trie", struct weir_prefix, struct weir_entry, one_addresses, 1, BPF_F_NO_PREALLOC);
 WEIR_INNER_MAP("lpm_trie", struct weir_ports, struct weir_clause, one_clauses, 1, BPF_F_NO_PREALLOC);
-WEIR_INNER_MAP("array", u32, struct weir_rule, one_rules, WEIR_MAX_RULES, 0);
 BPF_TABLE_PINNED("hash_of_maps$one_addresses", u32, u32, addresses, WEIR_MAX_POLICIES, WEIR_PIN("addresses"));
 BPF_TABLE_PINNED("hash_of_maps$one_clauses", u32, u32, clauses, WEIR_MAX_POLICIES, WEIR_PIN("clauses"));
-BPF_TABLE_PINNED("hash_of_maps$one_rules", u32, u32, rules, WEIR_MAX_POLICIES, WEIR_PIN("rules"));
 BPF_TABLE_PINNED("hash", u32, struct weir_policy, policies, WEIR_MAX_POLICIES, WEIR_PIN("policies"));
 
 /* BCC 0.26 has no macro for a pinned ring buffer; the members are those of its BPF_RINGBUF_OUTPUT. */

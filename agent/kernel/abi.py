@@ -270,7 +270,6 @@ MAPS: dict[str, tuple[type[Any] | None, type[Any] | None]] = {
     "peers": (Peer, c.c_uint32),
     "addresses": (c.c_uint32, c.c_uint32),
     "clauses": (c.c_uint32, c.c_uint32),
-    "rules": (c.c_uint32, c.c_uint32),
     "policies": (c.c_uint32, Policy),
     "events": (None, None),
 }

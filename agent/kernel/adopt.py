@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes as c
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from agent.errors import WeirError
@@ -16,7 +17,8 @@ from agent.kernel import abi, libbpf
 from agent.kernel.pins import Pins, explained
 
 ADOPTED = ("abi-1",)
-"""ABI 1 has all but `spare`, `slots` and `labels`, and means the same by what it has."""
+"""ABI 1 has all maps but `spare`, `slots` and `labels`, and means the same by what it has. The names of rules are in a map of
+maps there, `rules`."""
 
 
 def adopt(pins: Pins) -> int | None:
@@ -69,10 +71,31 @@ def _share(pins: Pins, old: Path) -> None:
             _require_layout(old / "maps" / name)
     for name in abi.MAPS:
         _pin_again(old / "maps" / name, pins.maps / name)
+    _pin_rules(old / "maps/rules", pins)
     for directory in (old / "links").iterdir():
         for name in abi.PROGRAMS:
             (pins.links / directory.name).mkdir(mode=0o700, exist_ok=True)
             _pin_again(directory / name, pins.links / directory.name / name)
+
+
+def _pin_rules(old: Path, pins: Pins) -> None:
+    """Pin the inner maps of ABI 1's map of rules. Without CAP_SYS_ADMIN old refusals lose the names of their rules."""
+    if not old.exists():
+        return
+    outer, inner = libbpf.obj_get(old), c.c_uint32()
+    try:
+        for key in libbpf.keys(outer, c.c_uint32):
+            pin = pins.rules / str(key.value)
+            if pin.exists() or not libbpf.lookup(outer, key, inner):
+                continue
+            with suppress(PermissionError):
+                fd = libbpf.map_by_id(inner.value)
+                try:
+                    libbpf.obj_pin(fd, pin)
+                finally:
+                    os.close(fd)
+    finally:
+        os.close(outer)
 
 
 def _require_layout(pin: Path) -> None:

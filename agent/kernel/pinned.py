@@ -14,7 +14,7 @@ from agent.errors import WeirError
 from agent.kernel import abi, libbpf, reading
 from agent.kernel.pins import Pins, explained
 from agent.kernel.seam import Build, Counters, Enrolment, Event, Reading, Refused, RuleName, Version
-from agent.kernel.tables import fill
+from agent.kernel.tables import fill, rules
 from agent.policy.compile import Tables
 
 ZERO = c.c_uint32(0)
@@ -158,10 +158,11 @@ class PinnedKernel:
             if int(directory.name) not in alive:
                 self.detach(int(directory.name))
         known = self._numbers()
-        for name in ("addresses", "clauses", "rules"):
-            for key in list(libbpf.keys(self._map(name), c.c_uint32)):
-                if key.value not in known:
-                    self.retire(key.value)
+        left = {int(pin.name) for pin in self._pins.rules.iterdir()}
+        for name in ("addresses", "clauses"):
+            left |= {key.value for key in libbpf.keys(self._map(name), c.c_uint32)}
+        for number in left - known:
+            self.retire(number)
 
     def enrolments(self) -> Mapping[int, Enrolment]:
         """Per cgroup id: its entry."""
@@ -215,15 +216,15 @@ class PinnedKernel:
                     header.name.decode(),
                     bytes(header.sha256),
                     abi.Flag(header.flags),
-                    tuple(self._rules(key, header.rules)),
+                    tuple(self._rules(number, header.rules)),
                 )
         return {number: version for number, version in self._versions.items() if number in numbers}
 
-    def _rules(self, number: c.c_uint32, count: int) -> Iterator[RuleName]:
-        inner = c.c_uint32()
-        if not libbpf.lookup(self._map("rules"), number, inner):
+    def _rules(self, number: int, count: int) -> Iterator[RuleName]:
+        pin = self._pins.rules / str(number)
+        if not pin.exists():
             return
-        with _opened(libbpf.map_by_id(inner.value)) as fd:
+        with explained(f"read {pin}"), _opened(libbpf.obj_get(pin)) as fd:
             for index in range(count):
                 rule = abi.Rule()
                 libbpf.lookup(fd, c.c_uint32(index), rule)
@@ -245,9 +246,11 @@ class PinnedKernel:
                     "Detach cgroups that are no longer needed, or give several the same policy (`weir status`).",
                 )
             try:
-                for name, fd in fill(version, tables):
+                for name, fd in fill(tables):
                     with _opened(fd):
                         libbpf.update(self._map(name), key, c.c_uint32(fd))
+                with _opened(rules(version)) as fd:
+                    libbpf.obj_pin(fd, self._pins.rules / str(number))
                 libbpf.update(self._map("policies"), key, header)
             except BaseException:
                 self.retire(number)
@@ -261,7 +264,9 @@ class PinnedKernel:
         of maps is deleted (maybe_wait_bpf_programs, Linux 5.0): so the rules' names go first, which no program reads.
         """
         with explained(f"retire policy version {number}"):
-            for name in ("policies", "rules", "clauses", "addresses"):
+            libbpf.delete(self._map("policies"), c.c_uint32(number))
+            (self._pins.rules / str(number)).unlink(missing_ok=True)
+            for name in ("clauses", "addresses"):
                 libbpf.delete(self._map(name), c.c_uint32(number))
 
     def counters(self, slot: int) -> Counters:

@@ -1,6 +1,6 @@
 """Where weir's objects are pinned on bpffs, and errors of the kernel in words.
 
-/sys/fs/bpf/weir/abi-N/maps/NAME, programs/NAME, links/CGROUP-ID/NAME. Everything below /sys/fs/bpf/weir is weir's, and
+/sys/fs/bpf/weir/abi-N/maps/NAME, programs/NAME, rules/POLICY-VERSION, links/CGROUP-ID/NAME. Everything below /sys/fs/bpf/weir is weir's, and
 nothing else is ever touched.
 """
 
@@ -62,6 +62,11 @@ class Pins:
         return self.base / "programs"
 
     @property
+    def rules(self) -> Path:
+        """The names of the rules of each policy version: a pinned array, by the version's number."""
+        return self.base / "rules"
+
+    @property
     def links(self) -> Path:
         """The pinned links: one directory for each cgroup id."""
         return self.base / "links"
@@ -89,7 +94,7 @@ class Pins:
                     f"{self.root} belongs to user {owner}, who could change the rules",
                     f"Find out who made it, then: rm -r {self.root}",
                 )
-            for directory in (self.base, self.maps, self.programs, self.links):
+            for directory in (self.base, self.maps, self.programs, self.rules, self.links):
                 directory.mkdir(exist_ok=True, mode=0o700)
 
     @contextmanager
@@ -111,7 +116,7 @@ class Pins:
         if any(self.links.iterdir()):
             return
         with explained(f"remove what a killed load left in {self.base}"):
-            for pin in [*self.programs.iterdir(), *self.maps.iterdir()]:
+            for pin in [*self.programs.iterdir(), *self.rules.iterdir(), *self.maps.iterdir()]:
                 pin.unlink()
 
     def remove(self) -> None:
@@ -125,7 +130,7 @@ class Pins:
     def remove_base(self, base: Path) -> None:
         """Remove the pins of one ABI version."""
         with explained(f"remove {base}"):
-            for part in ("links", "programs", "maps"):
+            for part in ("links", "programs", "rules", "maps"):
                 _remove_tree(base / part)
             base.rmdir()
 

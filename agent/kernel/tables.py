@@ -15,14 +15,13 @@ from agent.policy.model import Action
 from agent.policy.ports import pieces
 
 
-def fill(version: Version, tables: Tables) -> Iterator[tuple[str, int]]:
+def fill(tables: Tables) -> Iterator[tuple[str, int]]:
     """Yield (outer map, descriptor of a filled inner map); the caller closes each.
 
     Raises OSError.
     """
     yield "addresses", _lpm("addresses", abi.Prefix, abi.Entry, _entries(tables))
     yield "clauses", _lpm("clauses", abi.Ports, abi.Clause, _clauses(tables))
-    yield "rules", _rules(version)
 
 
 def _entries(tables: Tables) -> list[tuple[Any, Any]]:
@@ -66,7 +65,11 @@ def _lpm(name: str, key_type: Any, value_type: Any, rows: list[tuple[Any, Any]])
     return fd
 
 
-def _rules(version: Version) -> int:
+def rules(version: Version) -> int:
+    """Make an array of the names of a version's rules; the caller closes its descriptor.
+
+    Pinned, not in a map of maps: to open an inner map by its id takes CAP_SYS_ADMIN. Raises OSError.
+    """
     size = c.sizeof(abi.Rule)
     fd = libbpf.map_create(libbpf.BPF_MAP_TYPE_ARRAY, "rules", 4, size, abi.MAX_RULES)
     try:

@@ -34,8 +34,8 @@ def main() -> None:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
         flags = compiler_flags(Pins(Path(sys.argv[1])), 16, has_retval=False)
         module = BPF(text=source.text(folder), cflags=list(flags))
-    names = [name for name in abi.MAPS if name not in ("events", "spare", "sockets", "addresses", "clauses", "rules")]
-    tables = {name: module[name] for name in (*names, "one_addresses", "one_clauses", "one_rules")}
+    names = [name for name in abi.MAPS if name not in ("events", "spare", "sockets", "addresses", "clauses")]
+    tables = {name: module[name] for name in (*names, "one_addresses", "one_clauses")}
     answer = {name: {"key": described(table.Key), "leaf": described(table.Leaf)} for name, table in tables.items()}
     json.dump(answer, sys.stdout)
 

@@ -25,9 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 INNER: dict[str, tuple[Any, Any]] = {
     "one_addresses": (abi.Prefix, abi.Entry),
     "one_clauses": (abi.Ports, abi.Clause),
-    "one_rules": (c.c_uint32, abi.Rule),
 }
-OUTER = {"addresses", "clauses", "rules"}
+OUTER = {"addresses", "clauses"}
 
 CAPACITIES = {
     "config": 1,
@@ -36,7 +35,6 @@ CAPACITIES = {
     "peers": abi.MAX_PEERS,
     "addresses": abi.MAX_POLICIES,
     "clauses": abi.MAX_POLICIES,
-    "rules": abi.MAX_POLICIES,
     "policies": abi.MAX_POLICIES,
     "spare": abi.MAX_SPARE,
     "events": abi.EVENTS_BYTES,

@@ -50,7 +50,8 @@ class Scene:
         try:
             named = sorted(kernel.versions())
             assert len(named) <= versions
-            for name in ("addresses", "clauses", "rules"):
+            assert sorted(int(pin.name) for pin in self.site.place.pins.rules.iterdir()) == named
+            for name in ("addresses", "clauses"):
                 fd = libbpf.obj_get(self.site.place.pins.maps / name)
                 with open(fd, "rb"):
                     assert sorted(key.value for key in libbpf.keys(fd, ctypes.c_uint32)) == named, name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes as c
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from agent.cgroups import tree
 from agent.errors import WeirError
-from agent.kernel import abi, adopt
+from agent.kernel import abi, adopt, libbpf
 from agent.kernel.pinned import PinnedKernel
 from agent.kernel.seam import Counters
 from tests import need
@@ -30,11 +32,37 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 
 def make_old(made: Site) -> None:
-    """What ABI 1 left behind: the same programs and maps by another name, without the maps that it did not have."""
+    """What ABI 1 left behind: the same programs and maps by another name, without the maps that it did not have.
+
+    The names of its rules were in a map of maps.
+    """
     pins = made.place.pins
-    pins.base.rename(pins.root / "abi-1")
+    old = pins.root / "abi-1"
+    pins.base.rename(old)
     for name in NEW_IN_2:
-        (pins.root / "abi-1/maps" / name).unlink()
+        (old / "maps" / name).unlink()
+    inner = [(int(pin.name), libbpf.obj_get(pin)) for pin in (old / "rules").iterdir()]
+    if inner:
+        outer = map_of_maps(inner[0][1])
+        for number, fd in inner:
+            libbpf.update(outer, c.c_uint32(number), c.c_uint32(fd))
+            os.close(fd)
+            (old / "rules" / str(number)).unlink()
+        libbpf.obj_pin(outer, old / "maps/rules")
+        os.close(outer)
+    (old / "rules").rmdir()
+
+
+def map_of_maps(inner: int) -> int:
+    """A BPF_MAP_TYPE_HASH_OF_MAPS (13) for maps like ``inner``; weir itself lets BCC make such maps."""
+
+    class Options(c.Structure):
+        _fields_ = [("sz", c.c_size_t), ("btf", c.c_uint32 * 4), ("inner_map_fd", c.c_uint32), ("rest", c.c_uint32 * 6)]
+
+    options = Options(sz=c.sizeof(Options), inner_map_fd=inner)
+    fd: int = libbpf.library().bpf_map_create(13, b"rules", 4, 4, 256, c.byref(options))
+    assert fd >= 0, os.strerror(c.get_errno())
+    return fd
 
 
 def counted(made: Site, cgroup: Path) -> tuple[Counters, int]:
@@ -48,6 +76,15 @@ def counted(made: Site, cgroup: Path) -> tuple[Counters, int]:
         kernel.close()
 
 
+def rules_of(made: Site) -> list[str]:
+    """The names of all rules of all policy versions."""
+    kernel = PinnedKernel(made.place.pins)
+    try:
+        return [rule.name for version in kernel.versions().values() for rule in version.rules]
+    finally:
+        kernel.close()
+
+
 def test_it_goes_on_where_the_older_one_was(scene: Scene) -> None:
     with scene.site.cgroup() as cgroup, knocker(cgroup, scene.doors) as client:
         scene.site.ok("attach", cgroup, "--policy", scene.first)
@@ -57,6 +94,7 @@ def test_it_goes_on_where_the_older_one_was(scene: Scene) -> None:
         client.ask()
         scene.site.ok("load")
         scene.judged_by_one_policy(client, "first")
+        assert rules_of(scene.site) == ["door"]
         after = counted(scene.site, cgroup)
         assert after[1] > before[1] > 0
         assert all(after[0].bytes[kind] >= count for kind, count in before[0].bytes.items())
