@@ -67,6 +67,7 @@ class Agent:
         self._troubles: dict[str, str] = {}
         self._written: Mapping[str, Loaded] = {}
         self._told = Reloads()
+        self._pump: Pump | None = None
         self._stopping = False
 
     def _is_worth_watching(self, path: PurePosixPath) -> bool:
@@ -86,16 +87,18 @@ class Agent:
         """
         require_cgroup_of_sockets()
         self._directory.read()
-        self._load()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
         with ExitStack() as stack:
-            self._serve(stack)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._stop)
-            self._reconciler.adopt()
+            stack.callback(self._directory.close)
+            door = self._open_door(stack)  # first: it refuses a second agent
+            self._load()
             self._naming.start()
             stack.callback(self._naming.stop)
-            stack.callback(self._directory.close)
+            self._reconciler.adopt()
             self._watch.add_tree(PurePosixPath())
+            self._look(full=True)  # before it listens: its own container may be under a policy that refuses that
+            self._pump = self._serve(stack, door)
             log.info("started", default=self._settings.default, policies=len(self._directory.loaded))
             self._loop()
         log.info("stopped", rules="removed" if self._settings.unload_on_exit else "stay in force")
@@ -110,30 +113,32 @@ class Agent:
                 log.info("programs loaded", pins=str(self._place.pins.root))
         self._keeper.hold()
 
-    def _serve(self, stack: ExitStack) -> None:
+    def _open_door(self, stack: ExitStack) -> Door:
+        kernel = PinnedKernel(self._place.pins)
+        door = Door(self._settings.socket, lambda: gather(self._place, kernel, self._published.state))
+        door.start()
+        stack.callback(door.stop)
+        return door
+
+    def _serve(self, stack: ExitStack, door: Door) -> Pump:
         """Start what answers others; each reads the kernel's tables by descriptors of its own."""
         settings, published = self._settings, self._published
 
         def state() -> NodeState:
             return published.state
 
-        events = PinnedKernel(self._place.pins)
-        door = Door(settings.socket, lambda: gather(self._place, self._statuses, published.state))
-        self._statuses = PinnedKernel(self._place.pins)
-        door.start()
-        stack.callback(door.stop)
-        pump = Pump(events, self._place, [door.publish], Lines(sys.stdout.fileno()) if settings.events else None, state)
+        lines = Lines(sys.stdout.fileno()) if settings.events else None
+        pump = Pump(PinnedKernel(self._place.pins), self._place, [door.publish], lines, state)
         pump.start()
         stack.callback(pump.stop)
-        self._pump = pump
         if settings.listen:
-            self._scraped = PinnedKernel(self._place.pins)
+            kernel = PinnedKernel(self._place.pins)
             sources = Sources(
                 state,
-                self._scraped.read,
-                self._scraped.max_capacity,
-                self._scraped.attached,
-                self._scraped.build,
+                kernel.read,
+                kernel.max_capacity,
+                kernel.attached,
+                kernel.build,
                 lambda: pump.counted.reported,
             )
             collector = Collector(sources, lambda error: log.warning("a scrape failed", error=str(error)))
@@ -143,6 +148,7 @@ class Agent:
             server.start()
             stack.callback(server.stop)
             log.info("listening", address=settings.listen, port=server.port)
+        return pump
 
     def _loop(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -178,7 +184,7 @@ class Agent:
             if self._directory.reloads is not self._told:
                 self._told = self._directory.reloads
                 for file, problem in self._told.failures.items():
-                    log.warning("a policy file is not used", file=file, problem=problem)
+                    log.warning(f"policy file {file} is not used", problem=problem)  # equal messages are held back
         return woken or born or self._keeper.is_orphaned or bool(self._troubles)
 
     def _look(self, *, full: bool) -> None:
@@ -197,7 +203,8 @@ class Agent:
     def _keep(self) -> None:
         """Notice that the pins are gone, and put them back, or load anew."""
         if self._keeper.is_orphaned:
-            self._keeper.pin_again()
+            with self._place.locked():
+                self._keeper.pin_again()
             log.warning("the pins were gone and are back; the rules were in force all the time")
         if not self._kernel.is_loaded():
             self._load()
@@ -237,10 +244,13 @@ class Agent:
 
     def _publish(self) -> None:
         troubles = [*self._troubles.values(), *self._reconciler.troubles]
+        if self._pump and self._pump.problem:
+            troubles.append(f"No events are read: {self._pump.problem}.")
         if self._watch.limited:
             log.warning("the watch is limited", reason=self._watch.limited)
         try:
-            rows = self._reconciler.rows()
+            # Without pins nobody can tell what is attached; it is all held, and stays as it was.
+            rows = self._published.state.rows if self._keeper.is_orphaned else self._reconciler.rows()
         except WeirError as e:
             rows, troubles = self._published.state.rows, [*troubles, e.message]
         uncovered = [row.cgroup for row in rows if row.gone is None and not row.layers.get("hooks")]
