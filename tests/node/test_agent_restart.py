@@ -261,7 +261,7 @@ def test_full(site: AgentSite, probe: Path, door: Peer, wall: Peer) -> None:
 
 
 def test_a_gone_container_stays_for_a_while(site: AgentSite, box: Box) -> None:
-    site.options["--retain"] = "4s"
+    site.options["--retain"] = "2s"
     with site.running() as agent:
         known(agent, box)
         box.send(3)
@@ -270,10 +270,10 @@ def test_a_gone_container_stays_for_a_while(site: AgentSite, box: Box) -> None:
         agent.until(lambda: agent.metric("weir_containers", state="gone") == 1)
         assert box.sent(agent) == 3
         agent.until(lambda: not agent.samples("weir_egress_bytes_total", cgroup=box.label))
-        assert time.monotonic() - began >= 4
+        assert time.monotonic() - began >= 2
         assert agent.metric("weir_containers", state="gone") == 0
         assert not agent.samples("weir_sockets", cgroup=box.label)
-        assert agent.metric("weir_map_entries", map="cgroups") == 1
+        agent.until(lambda: agent.metric("weir_map_entries", map="cgroups") == 1)
 
 
 def test_churn(site: AgentSite, probe: Path, door: Peer, wall: Peer) -> None:
