@@ -179,7 +179,7 @@ class Controller:
                 entries[number] = Enrolment(slot, wanted.version, wanted.flags | kept & ~Flag.PARENT)
             for other in {enrolment.slot for enrolment in inside} - {slot}:
                 self._kernel.mark(other, slot)
-        self._kernel.enrol(entries)
+        self._kernel.enrol(entries, entries.keys() - present.keys())
         return enrolments
 
     def _free_slots(self, present: Mapping[int, Enrolment], wanted: int) -> Iterator[int]:
@@ -239,6 +239,26 @@ class Controller:
         for slot, mark in self._kernel.slots().items():
             if slot in freed or mark in freed:
                 self._kernel.mark(slot, 0)
+
+    def fold(self, cgroup_ids: Collection[int], into: int) -> None:
+        """Withdraw cgroups that are gone; their counts go on with those of another, which is known by the same name.
+
+        However often that happens, one slot holds all that is folded.
+        """
+        present = self._kernel.enrolments()
+        if into not in present:
+            self.withdraw_all(cgroup_ids)
+            return
+        target = present[into].slot
+        slots = {present[number].slot for number in cgroup_ids if number in present} - {target}
+        marks = self._kernel.slots()
+        folded = [slot for slot, mark in marks.items() if mark == target or mark in slots]
+        for slot in (*slots, *folded):
+            self._kernel.mark(slot, target)
+        self._kernel.withdraw(cgroup_ids)
+        one, *others = [*folded, *slots] or [0]
+        for slot in others:
+            self._kernel.merge(slot, one)
 
     def release(self, cgroup_id: int) -> None:
         """Remove the programs from a cgroup when nothing at or below it needs them."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent.errors import WeirError
 from agent.kernel.abi import MAX_POLICIES, PROGRAMS, SPARE, Flag
-from agent.kernel.reading import folded
+from agent.kernel.reading import added, folded
 from agent.kernel.seam import Build, Counters, Enrolment, Event, Reading, Refused, Version
 from agent.policy.compile import Tables
 
@@ -99,7 +99,7 @@ class FakeKernel:
         """A copy: the kernel's table does not change under the reader's hands here."""
         return dict(self.entries)
 
-    def enrol(self, entries: Mapping[int, Enrolment]) -> None:
+    def enrol(self, entries: Mapping[int, Enrolment], fresh: Collection[int] = ()) -> None:
         """One write each."""
         for number, enrolment in entries.items():
             assert enrolment.policy == 0 or enrolment.policy in self.installed, (
@@ -107,7 +107,8 @@ class FakeKernel:
             )
             assert 0 < enrolment.slot < self.capacity
             self._step(f"enrol {enrolment.policy}")
-            self.entries[number] = enrolment
+            known = self.entries.get(number)
+            self.entries[number] = replace(enrolment, slot=known.slot) if known and number in fresh else enrolment
 
     def withdraw(self, cgroup_ids: Collection[int]) -> None:
         """One removal each; a cgroup without an entry is no error."""
@@ -171,6 +172,17 @@ class FakeKernel:
         self.marks.pop(slot, None)
         if mark:
             self.marks[slot] = mark
+
+    def merge(self, slot: int, into: int) -> None:
+        """Two steps: the sum, then the clearing."""
+        used = {entry.slot for entry in self.entries.values()}
+        assert not {slot, into} & used, "merged the counters of a cgroup"
+        self._step(f"merge {slot}")
+        self.counted[into] = added(self.counters(into), self.counters(slot))
+        for refused in [refused for refused in self.refused if refused.slot == slot]:
+            there = replace(refused, slot=into)
+            self.refused[there] = self.refused.get(there, 0) + self.refused[refused]
+        self.clear([slot])
 
     def stock(self, slots: Collection[int]) -> None:
         """Two steps each: the mark, then the queue."""

@@ -17,6 +17,7 @@ from typing import Any
 from agent.errors import WeirError
 
 BPF_ANY = 0
+BPF_NOEXIST = 1
 BPF_F_NO_PREALLOC = 1
 BPF_MAP_TYPE_LPM_TRIE = 11
 BPF_MAP_TYPE_ARRAY = 2

@@ -169,17 +169,32 @@ class PinnedKernel:
         with explained("read the enrolments"):
             return reading.enrolments(self._map("cgroups"))
 
-    def enrol(self, entries: Mapping[int, Enrolment]) -> None:
-        """Write cgroups' entries: each takes effect for the next call and packet."""
-        cgroups = self._map("cgroups")
+    def enrol(self, entries: Mapping[int, Enrolment], fresh: Collection[int] = ()) -> None:
+        """Write cgroups' entries: each takes effect for the next call and packet.
+
+        ``fresh`` are those that had none when their slots were chosen: one that has made its first socket meanwhile has
+        enrolled itself, and keeps the slot that it counts in.
+        """
         with self._switching() as generation:
             for number, enrolment in entries.items():
-                entry = abi.Enrolled()
-                if not libbpf.lookup(cgroups, c.c_uint64(number), entry):
-                    entry.since = generation
-                entry.policy, entry.slot, entry.flags = enrolment.policy, enrolment.slot, enrolment.flags
                 with explained(f"enrol cgroup {number}"):
-                    libbpf.update(cgroups, c.c_uint64(number), entry)
+                    while not self._write_entry(number, enrolment, generation, number in fresh):
+                        pass
+
+    def _write_entry(self, number: int, enrolment: Enrolment, generation: int, fresh: bool) -> bool:
+        """False when an entry appeared between looking and writing."""
+        cgroups, key, entry = self._map("cgroups"), c.c_uint64(number), abi.Enrolled()
+        present = libbpf.lookup(cgroups, key, entry)
+        if not present:
+            entry.since = generation
+        if not (present and fresh):
+            entry.slot = enrolment.slot
+        entry.policy, entry.flags = enrolment.policy, enrolment.flags
+        try:
+            libbpf.update(cgroups, key, entry, libbpf.BPF_ANY if present else libbpf.BPF_NOEXIST)
+        except FileExistsError:
+            return False
+        return True
 
     def withdraw(self, cgroup_ids: Collection[int]) -> None:
         """Remove cgroups' entries and labels."""
@@ -309,6 +324,27 @@ class PinnedKernel:
         """Remember SPARE, or the slot that this one's counts are added to; 0 forgets."""
         with explained(f"mark slot {slot}"):
             libbpf.update(self._map("slots"), c.c_uint32(slot), c.c_uint32(mark))
+
+    def merge(self, slot: int, into: int) -> None:
+        """Add the counts of a slot to another's and clear it; no cgroup counts in either any more.
+
+        Killed between the two, the slot's counts are there twice: these two calls are all that no order makes safe.
+        """
+        values, sums = self._per_cpu(), self._per_cpu()
+        with explained(f"merge slot {slot} into {into}"):
+            libbpf.lookup(self._map("counters"), c.c_uint32(slot), values)
+            libbpf.lookup(self._map("counters"), c.c_uint32(into), sums)
+            words, more = (memoryview(one).cast("B").cast("Q") for one in (sums, values))
+            for index, word in enumerate(more):
+                words[index] += word
+            for key in [key for key in libbpf.keys(self._map("refusals"), abi.Refusal) if key.slot == slot]:
+                count, total = c.c_uint64(), c.c_uint64()
+                libbpf.lookup(self._map("refusals"), key, count)
+                key.slot = into
+                libbpf.lookup(self._map("refusals"), key, total)
+                libbpf.update(self._map("refusals"), key, c.c_uint64(count.value + total.value))
+            libbpf.update(self._map("counters"), c.c_uint32(into), sums)
+        self.clear([slot])
 
     def stock(self, slots: Collection[int]) -> None:
         """Give cleared slots to cgroups that are not born yet."""

@@ -126,8 +126,12 @@ class Kernel(Protocol):
     def enrolments(self) -> Mapping[int, Enrolment]:
         """Per cgroup id: its entry."""
 
-    def enrol(self, entries: Mapping[int, Enrolment]) -> None:
-        """Write cgroups' entries: each takes effect for the next call and packet."""
+    def enrol(self, entries: Mapping[int, Enrolment], fresh: Collection[int] = ()) -> None:
+        """Write cgroups' entries: each takes effect for the next call and packet.
+
+        ``fresh`` are those that had none when their slots were chosen: one that has made its first socket meanwhile has
+        enrolled itself, and keeps the slot that it counts in.
+        """
 
     def withdraw(self, cgroup_ids: Collection[int]) -> None:
         """Remove cgroups' entries and labels."""
@@ -155,6 +159,9 @@ class Kernel(Protocol):
 
     def mark(self, slot: int, mark: int) -> None:
         """Remember SPARE, or the slot that this one's counts are added to; 0 forgets."""
+
+    def merge(self, slot: int, into: int) -> None:
+        """Add the counts of a slot to another's and clear it; no cgroup counts in either any more."""
 
     def stock(self, slots: Collection[int]) -> None:
         """Give cleared slots to cgroups that are not born yet; marks them SPARE."""

@@ -5,13 +5,10 @@ The controller's order keeps a killed agent from leaving half a rule; here only 
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
 
 from agent.cgroups import roots, tree
 from agent.cgroups.containers import Kind, identify, may_hold
@@ -19,9 +16,11 @@ from agent.controller import KEPT, Controller, Placement
 from agent.errors import WeirError
 from agent.kernel.abi import MAX_SPARE, Flag
 from agent.kernel.seam import Enrolment, Kernel
+from agent.node import own
 from agent.node.compiling import Loaded
+from agent.node.gone import Gone
 from agent.node.log import log
-from agent.node.members import Member, Namer, members, names_of
+from agent.node.members import Member, Namer, members
 from agent.node.state import Row
 from agent.place import Place
 from agent.status import seccomp
@@ -51,14 +50,13 @@ class Reconciler:
         self._kernel = kernel
         self._controller = Controller(kernel, place.root)
         self._patterns = tuple(patterns)
-        self._retain = retain
         self._namer = namer
+        self._gone = Gone(kernel, self._controller, namer, retain)
+        self._own: int | None = None
         self._members: dict[int, Member] = {}
         self._at: dict[PurePosixPath, Member] = {}
         self._nested: dict[int, int] = {}
         self._elsewhere: dict[int, PurePosixPath] = {}
-        self._gone: dict[int, Row] = {}
-        self._nameless: dict[int, Member] = {}  # of those that are gone; the CRI lists a container after its end
         self._labels: dict[int, str] = {}
         self._filters: dict[int, Filters] = {}
         self._turn = 0
@@ -96,8 +94,9 @@ class Reconciler:
                     self._controller.manage(self._place.root / root)
             self._take(policies, default)
             self._settle_unknown(full=full)
-            self._enrol(policies, troubles)
-            self._forget_gone(troubles)
+            self._enrol({**policies, own.NAME: own.POLICY}, troubles)
+            with _noting(troubles):
+                self._gone.forget({f"/{member.path}": number for number, member in self._members.items()})
             self._stock(troubles)
         if full:
             self._look_at_processes()
@@ -122,37 +121,21 @@ class Reconciler:
         for number, member in current.items():
             if member.identity and member.identity.kind is not Kind.POD:
                 _tell(member, self._members.get(number))
-        self._name_gone()
+        self._gone.name()
+        if not self._members:
+            self._own = own.cgroup(self._place.root, current.values())
+        if self._own in current:
+            current[self._own] = replace(current[self._own], choice=own.CHOICE)
         self._members = current
         self._at = {member.path: member for member in current.values()}
 
     def _is_gone(self, member: Member, present: Mapping[int, Enrolment]) -> None:
         row = self._row(member, present, {}, self._inside().get(member.cgroup, ()))
         if row.cgroup_ids:
-            self._gone[member.cgroup] = replace(row, gone=time.monotonic())
-            if not member.named:
-                self._nameless[member.cgroup] = member
+            self._gone.add(member, row)
         for nested in row.cgroup_ids:
             self._nested.pop(nested, None)
         self._filters.pop(member.cgroup, None)
-
-    def _name_gone(self) -> None:
-        """A container can be gone before its name has come."""
-        for number, member in list(self._nameless.items()):
-            if member.identity is None or number not in self._gone:
-                del self._nameless[number]
-                continue
-            names, named = names_of(member.identity, self._namer)
-            if named:
-                late = replace(self._nameless.pop(number), names=names)
-                self._gone[number] = replace(
-                    self._gone[number],
-                    namespace=names.namespace or "",
-                    pod=names.pod or "",
-                    container=names.container or "",
-                )
-                self._labels[number] = late.label
-                self._kernel.label(number, late.label)
 
     def _inside(self) -> dict[int, list[int]]:
         """Container → the enrolled cgroups nested in it."""
@@ -166,7 +149,7 @@ class Reconciler:
         present = self._kernel.enrolments()
         if full:
             self._elsewhere.clear()
-        known = self._members.keys() | self._nested.keys() | self._elsewhere.keys() | self._gone_ids()
+        known = self._members.keys() | self._nested.keys() | self._elsewhere.keys() | self._gone.ids()
         unknown = present.keys() - known
         self._nested = {n: c for n, c in self._nested.items() if n in present}
         if not unknown and not (full and self._nested):
@@ -178,7 +161,7 @@ class Reconciler:
             path = living.get(number)
             if path is None:
                 if not present[number].flags & Flag.RUN:
-                    self._gone[number] = self._remembered(number)
+                    self._gone.remember(number, self._labels.get(number))
                 continue
             relative = PurePosixPath(path.relative_to(self._place.root))
             container = self._container_of(relative)
@@ -187,23 +170,12 @@ class Reconciler:
             else:
                 self._nested[number] = container
 
-    def _gone_ids(self) -> set[int]:
-        return {number for row in self._gone.values() for number in row.cgroup_ids}
-
     def _drop_nested(self, number: int, present: Mapping[int, Enrolment]) -> None:
         """A nested cgroup is gone and its container is not: its counts stay, for they are in the container's slot."""
         container = present.get(self._nested[number])
         if container and present[number].slot == container.slot:
             self._controller.withdraw_all([number])
             del self._nested[number]
-
-    def _remembered(self, number: int) -> Row:
-        """What an earlier agent called a cgroup that is gone."""
-        known: dict[str, Any] = {}
-        with suppress(ValueError):
-            known = json.loads(self._labels.get(number, "{}"))
-        cgroup = known.pop("cgroup", f"(gone: id {number})")
-        return replace(Row(cgroup, (number,), gone=time.monotonic()), **known)
 
     def _container_of(self, relative: PurePosixPath) -> int | None:
         for root in self.roots:
@@ -250,7 +222,7 @@ class Reconciler:
         fresh = [one for one in placements if not {one.cgroup, *one.nested} & present.keys()]
         room = self._controller.room()
         if len(fresh) > room:
-            self._forget(list(self._gone), "to make room")
+            self._gone.make_room()
             room = self._controller.room()
         left_out = {one.cgroup for one in fresh[room:]}
         if left_out:
@@ -268,23 +240,6 @@ class Reconciler:
                 with _noting(troubles):
                     self._kernel.label(number, text)
                     self._labels[number] = text
-
-    def _forget_gone(self, troubles: list[str]) -> None:
-        now = time.monotonic()
-        late = [number for number, row in self._gone.items() if row.gone is not None and now - row.gone >= self._retain]
-        with _noting(troubles):
-            self._forget(late, "retained long enough")
-
-    def _forget(self, numbers: list[int], why: str) -> None:
-        """Withdraw cgroups that are gone: their counters end here."""
-        if not numbers:
-            return
-        ids = [one for number in numbers for one in self._gone[number].cgroup_ids]
-        self._controller.withdraw_all(ids)
-        for number in numbers:
-            log.debug("forgotten", cgroup=self._gone.pop(number).cgroup, why=why)
-        for one in ids:
-            self._labels.pop(one, None)
 
     def _stock(self, troubles: list[str]) -> None:
         build = self._kernel.build()
@@ -314,7 +269,7 @@ class Reconciler:
                 parent = self._is_attached(path, attached)
                 layers = {"hooks": parent, "packets": parent, "seccomp": False, "lsm": False}
                 found.append(Row(f"/{path}", (number,), policy=names.get(present[number].policy, ""), layers=layers))
-        return (*found, *self._gone.values())
+        return (*found, *self._gone.rows())
 
     def _is_attached(self, root: PurePosixPath, attached: Mapping[int, frozenset[str]]) -> bool:
         with suppress(WeirError):

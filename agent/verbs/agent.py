@@ -9,9 +9,10 @@ import click
 
 from agent.cgroups import roots
 from agent.node import log
+from agent.node.ask import door
 from agent.node.settings import Settings, cri_socket, duration
 from agent.node.tls import tls_of
-from agent.place import Place
+from agent.place import Place, pins_of
 from agent.seccomp import base, oci
 
 PATH = click.Path(path_type=Path)
@@ -26,7 +27,7 @@ PATH = click.Path(path_type=Path)
     type=PATH,
     default="/etc/weir/policies",
     show_default=True,
-    envvar="WEIR_POLICIES",
+    envvar="WEIR_POLICY_DIR",
     help="Directory of policies (*.yaml); changes are taken up while the agent runs.",
 )
 @click.option(
@@ -65,10 +66,8 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--socket",
     type=PATH,
-    default="/run/weir/agent.sock",
-    show_default=True,
     envvar="WEIR_SOCKET",
-    help="Where weir status, events and top find the agent; for root alone.",
+    help="Where weir status, events and top find the agent; for root alone.  [default: /run/weir/agent.sock]",
 )
 @click.option(
     "--seccomp-dir",
@@ -133,7 +132,7 @@ def agent(
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
-    socket: Path,
+    socket: Path | None,
     seccomp_dir: Path | None,
     seccomp_base: Path | None,
     retain: str,
@@ -162,7 +161,7 @@ def agent(
         cri=cri_socket(cri),
         listen=None if listen == "none" else listen,
         tls=tls_of(tls_cert, tls_key, tls_client_ca),
-        socket=socket,
+        socket=socket or door(pins_of()),
         seccomp=seccomp_dir,
         seccomp_base=readable_base(seccomp_base),
         retain=duration(retain, "--retain"),

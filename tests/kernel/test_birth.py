@@ -14,6 +14,7 @@ import pytest
 from agent.cgroups import tree
 from agent.controller import Placement, compiled
 from agent.kernel.abi import SPARE, Flag
+from agent.kernel.seam import Enrolment
 from tests.kernel.cage import Box, Cage
 from tests.kernel.rules import allow, deny, policy
 from tests.world import World
@@ -169,3 +170,38 @@ def test_names_are_remembered_until_the_cgroup_is_withdrawn(parent: Box, tmp_pat
         kernel.label(one.id, "{}")
         parent.cage.controller.withdraw(one.id)
         assert tree.cgroup_id(one.path) not in kernel.labels()
+
+
+def test_counts_go_on_with_a_cgroup_of_the_same_name(parent: Box) -> None:
+    """A service that is started again and again: its counts never fall, and one slot holds all that went before."""
+    cage, sent, previous = parent.cage, 0, 0
+    for turn in range(1, 6):
+        cage.controller.stock(4)
+        with child_of(parent) as one:
+            sent += one.run(lambda: send(2))
+            one.run(knock)
+            if previous:
+                cage.controller.fold([previous], one.id)
+            read = cage.kernel.read()
+            slot = read.enrolments[one.id].slot
+            assert bytes_of(one) == sent
+            assert sum(n for key, n in read.refusals.items() if key.slot == slot) == turn
+            assert list(cage.kernel.slots().values()).count(slot) == min(turn - 1, 1)
+            previous = one.id
+    cage.controller.withdraw_all([previous])
+    assert len(cage.kernel.slots().keys() - marked(cage)) == 0
+
+
+def test_enrolled_by_itself_while_the_agent_chose_a_slot(parent: Box) -> None:
+    """What it counted between the agent's look and its write is not lost."""
+    cage = parent.cage
+    with child_of(parent) as one:
+        sent = one.run(send)
+        entry = cage.kernel.enrolments()[one.id]
+        cage.kernel.enrol({one.id: Enrolment(60, entry.policy, entry.flags)}, fresh={one.id})
+        assert bytes_of(one) == sent
+        assert cage.kernel.enrolments()[one.id].slot == entry.slot
+        cage.kernel.enrol({one.id: Enrolment(60, entry.policy, entry.flags)})
+        assert cage.kernel.enrolments()[one.id].slot == 60
+        cage.controller.withdraw(one.id)
+        cage.kernel.clear([entry.slot])

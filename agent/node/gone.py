@@ -1,0 +1,96 @@
+"""Containers that are gone: their last values stay for a while, so that no scrape misses their tail."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from agent.controller import Controller
+from agent.kernel.seam import Kernel
+from agent.node.log import log
+from agent.node.members import Member, Namer, names_of
+from agent.node.state import Row
+
+
+class Gone:
+    """Rows by the cgroup id that their container had. Not for use by several threads."""
+
+    def __init__(self, kernel: Kernel, controller: Controller, namer: Namer, retain: float) -> None:
+        self._kernel = kernel
+        self._controller = controller
+        self._namer = namer
+        self._retain = retain
+        self._rows: dict[int, Row] = {}
+        self._nameless: dict[int, Member] = {}  # the CRI lists a container after its end
+        self._leaving: dict[int, Row] = {}
+
+    def rows(self) -> tuple[Row, ...]:
+        """Those to show."""
+        return tuple(self._rows.values())
+
+    def ids(self) -> set[int]:
+        """Every cgroup id that counts for one of them."""
+        return {number for row in (*self._rows.values(), *self._leaving.values()) for number in row.cgroup_ids}
+
+    def add(self, member: Member, row: Row) -> None:
+        """A member that is gone, and what it was last."""
+        self._rows[member.cgroup] = replace(row, gone=time.monotonic())
+        if not member.named:
+            self._nameless[member.cgroup] = member
+
+    def remember(self, cgroup: int, label: str | None) -> None:
+        """An enrolled cgroup that was gone before this agent saw it, and what an earlier one called it."""
+        known: dict[str, Any] = {}
+        with suppress(ValueError):
+            known = json.loads(label or "{}")
+        path = known.pop("cgroup", f"(gone: id {cgroup})")
+        self._rows[cgroup] = replace(Row(path, (cgroup,), gone=time.monotonic()), **known)
+
+    def name(self) -> None:
+        """Give names that have come after the end."""
+        for number, member in list(self._nameless.items()):
+            if member.identity is None or number not in self._rows:
+                del self._nameless[number]
+                continue
+            names, named = names_of(member.identity, self._namer)
+            if named:
+                late = replace(self._nameless.pop(number), names=names)
+                row = self._rows[number]
+                known = (names.namespace or "", names.pod or "", names.container or "")
+                self._rows[number] = replace(row, namespace=known[0], pod=known[1], container=known[2])
+                self._kernel.label(number, late.label)
+
+    def forget(self, living: Mapping[str, int]) -> None:
+        """Let those go whose time is over: first out of sight, and at the next call out of the kernel.
+
+        So no scrape shows one at 0. ``living``: cgroup ids by path; where one has the path of one that goes (a service
+        that was started again), the counts go on with it, since both are one series.
+        """
+        self._withdraw(self._leaving, living)
+        now = time.monotonic()
+        late = [number for number, row in self._rows.items() if row.gone is not None and now - row.gone >= self._retain]
+        self._leaving = {number: self._rows.pop(number) for number in late}
+
+    def make_room(self) -> None:
+        """Let all of them go now."""
+        rows, self._rows = {**self._leaving, **self._rows}, {}
+        self._leaving = {}
+        self._withdraw(rows, {})
+
+    def _withdraw(self, rows: Mapping[int, Row], living: Mapping[str, int]) -> None:
+        folded = {number: living[row.cgroup] for number, row in rows.items() if row.cgroup in living}
+        for number, into in folded.items():
+            self._controller.fold(rows[number].cgroup_ids, into)
+        ids = _ids(row for number, row in rows.items() if number not in folded)
+        if ids:
+            self._controller.withdraw_all(ids)
+        for row in rows.values():
+            log.debug("forgotten", cgroup=row.cgroup)
+
+
+def _ids(rows: Iterable[Row]) -> list[int]:
+    return [number for row in rows for number in row.cgroup_ids]
