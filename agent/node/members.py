@@ -58,7 +58,10 @@ class Member:
 
     @property
     def label(self) -> str:
-        """What a later agent, or `weir status` without one, wants to know of it, in JSON."""
+        """What a later agent, or `weir status` without one, wants to know of it, in JSON.
+
+        ASCII, since a cgroup's name can be any bytes.
+        """
         known = {
             "cgroup": f"/{self.path}",
             "namespace": self.names.namespace or "",
@@ -67,10 +70,11 @@ class Member:
             "id": self.identity.id if self.identity else "",
             "runtime": self.identity.runtime if self.identity else "",
         }
-        text = json.dumps(known, ensure_ascii=False)
-        while len(text.encode()) >= LABELS:  # a path can have 4,096 bytes; its end tells more than its beginning
-            known["cgroup"] = "…" + known["cgroup"][len(known["cgroup"]) // 4 :]
-            text = json.dumps(known, ensure_ascii=False)
+        text = json.dumps(known)
+        while len(text) >= LABELS:  # a path can have 4,096 bytes; its end tells more than its beginning
+            longest = max(known, key=lambda key: len(json.dumps(known[key])))
+            known[longest] = "…" + known[longest][len(known[longest]) // 4 + 1 :]
+            text = json.dumps(known)
         return text
 
 
