@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes as c
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agent.errors import WeirError
 from agent.kernel import abi, libbpf, reading
+from agent.kernel.links import Links, opened
 from agent.kernel.pins import Pins, explained
 from agent.kernel.seam import Build, Counters, Enrolment, Event, Reading, Refused, RuleName, Version
 from agent.kernel.tables import fill, rules
@@ -25,6 +26,7 @@ class PinnedKernel:
 
     def __init__(self, pins: Pins) -> None:
         self._pins = pins
+        self._links = Links(pins)
         self._maps: dict[str, int] = {}
         self._ring: libbpf.RingBuffer | None = None
         self._cpus = 0
@@ -110,53 +112,22 @@ class PinnedKernel:
 
     def attached(self) -> Mapping[int, frozenset[str]]:
         """Per cgroup id with programs attached: their names. A cgroup that is gone is not listed."""
-        found = {}
-        for directory in self._link_directories():
-            names = frozenset(pin.name for pin in directory.iterdir() if self._cgroup_of(pin))
-            if names:
-                found[int(directory.name)] = names
-        return found
-
-    def _link_directories(self) -> list[Path]:
-        return [path for path in self._pins.links.iterdir() if path.is_dir()] if self._pins.links.exists() else []
-
-    def _cgroup_of(self, pin: Path) -> int:
-        with explained(f"read the link {pin}"), _opened(libbpf.obj_get(pin)) as fd:
-            return int(libbpf.link_info(fd).cgroup_id)
+        return self._links.attached()
 
     def attach(self, cgroup: Path) -> None:
         """Attach every program to a cgroup; those that are attached stay."""
-        with explained(f"attach to {cgroup}"), ExitStack() as stack:
-            cgroup_fd = stack.enter_context(_opened(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)))
-            directory = self._pins.links / str(os.fstat(cgroup_fd).st_ino)
-            directory.mkdir(mode=0o700, exist_ok=True)
-            for name, (_, attach_type) in abi.PROGRAMS.items():
-                pin = directory / name
-                if pin.exists() and self._cgroup_of(pin):
-                    continue
-                pin.unlink(missing_ok=True)
-                program = stack.enter_context(_opened(libbpf.obj_get(self._pins.programs / name)))
-                link = stack.enter_context(_opened(libbpf.link_create(program, cgroup_fd, attach_type)))
-                libbpf.obj_pin(link, pin)
+        self._links.attach(cgroup)
 
     def detach(self, cgroup_id: int) -> None:
         """Remove weir's programs from a cgroup."""
-        directory = self._pins.links / str(cgroup_id)
-        with explained(f"detach from cgroup {cgroup_id}"):
-            for pin in list(directory.iterdir()) if directory.exists() else []:
-                pin.unlink()
-            if directory.exists():
-                directory.rmdir()
+        self._links.detach(cgroup_id)
 
     def sweep(self) -> None:
         """Remove the pins of links whose cgroup is gone, and what a killed ``install`` or ``enrol`` left."""
         if self._config().generation & abi.UNSETTLED:
             with self._switching():
                 pass
-        alive = self.attached()
-        for directory in self._link_directories():
-            if int(directory.name) not in alive:
-                self.detach(int(directory.name))
+        self._links.sweep()
         known = self._numbers()
         left = {int(pin.name) for pin in self._pins.rules.iterdir()}
         for name in ("addresses", "clauses"):
@@ -239,7 +210,7 @@ class PinnedKernel:
         pin = self._pins.rules / str(number)
         if not pin.exists():
             return
-        with explained(f"read {pin}"), _opened(libbpf.obj_get(pin)) as fd:
+        with explained(f"read {pin}"), opened(libbpf.obj_get(pin)) as fd:
             for index in range(count):
                 rule = abi.Rule()
                 libbpf.lookup(fd, c.c_uint32(index), rule)
@@ -262,9 +233,9 @@ class PinnedKernel:
                 )
             try:
                 for name, fd in fill(tables):
-                    with _opened(fd):
+                    with opened(fd):
                         libbpf.update(self._map(name), key, c.c_uint32(fd))
-                with _opened(rules(version)) as fd:
+                with opened(rules(version)) as fd:
                     libbpf.obj_pin(fd, self._pins.rules / str(number))
                 libbpf.update(self._map("policies"), key, header)
             except BaseException:
@@ -388,11 +359,3 @@ class PinnedKernel:
             with explained("read weir's events"):
                 self._ring = libbpf.RingBuffer(self._map("events"))
         return [reading.event(record) for record in self._ring.poll(milliseconds)]
-
-
-@contextmanager
-def _opened(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)
