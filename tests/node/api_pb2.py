@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14tests/node/api.proto\x12\x14weir.test.runtime.v1\"\x10\n\x0eVersionRequest\"]\n\x0fVersionResponse\x12\x14\n\x0cruntime_name\x18\x02 \x01(\t\x12\x17\n\x0fruntime_version\x18\x03 \x01(\t\x12\x1b\n\x13runtime_api_version\x18\x04 \x01(\t\"\xab\x01\n\x0fNamespaceOption\x12\x34\n\x07network\x18\x01 \x01(\x0e\x32#.weir.test.runtime.v1.NamespaceMode\x12\x30\n\x03pid\x18\x02 \x01(\x0e\x32#.weir.test.runtime.v1.NamespaceMode\x12\x30\n\x03ipc\x18\x03 \x01(\x0e\x32#.weir.test.runtime.v1.NamespaceMode\"\xb3\x01\n\x0fSecurityProfile\x12G\n\x0cprofile_type\x18\x01 \x01(\x0e\x32\x31.weir.test.runtime.v1.SecurityProfile.ProfileType\x12\x15\n\rlocalhost_ref\x18\x02 \x01(\t\"@\n\x0bProfileType\x12\x12\n\x0eRuntimeDefault\x10\x00\x12\x0e\n\nUnconfined\x10\x01\x12\r\n\tLocalhost\x10\x02\"_\n\x1bLinuxSandboxSecurityContext\x12@\n\x11namespace_options\x18\x01 \x01(\x0b\x32%.weir.test.runtime.v1.NamespaceOption\"{\n\x15LinuxPodSandboxConfig\x12\x15\n\rcgroup_parent\x18\x01 \x01(\t\x12K\n\x10security_context\x18\x02 \x01(\x0b\x32\x31.weir.test.runtime.v1.LinuxSandboxSecurityContext\"S\n\x12PodSandboxMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\"\x96\x03\n\x10PodSandboxConfig\x12:\n\x08metadata\x18\x01 \x01(\x0b\x32(.weir.test.runtime.v1.PodSandboxMetadata\x12\x15\n\rlog_directory\x18\x03 \x01(\t\x12\x42\n\x06labels\x18\x06 \x03(\x0b\x32\x32.weir.test.runtime.v1.PodSandboxConfig.LabelsEntry\x12L\n\x0b\x61nnotations\x18\x07 \x03(\x0b\x32\x37.weir.test.runtime.v1.PodSandboxConfig.AnnotationsEntry\x12:\n\x05linux\x18\x08 \x01(\x0b\x32+.weir.test.runtime.v1.LinuxPodSandboxConfig\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"N\n\x14RunPodSandboxRequest\x12\x36\n\x06\x63onfig\x18\x01 \x01(\x0b\x32&.weir.test.runtime.v1.PodSandboxConfig\"/\n\x15RunPodSandboxResponse\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"/\n\x15StopPodSandboxRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"\x18\n\x16StopPodSandboxResponse\"1\n\x17RemovePodSandboxRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"\x1a\n\x18RemovePodSandboxResponse\"\x1a\n\tImageSpec\x12\r\n\x05image\x18\x01 \x01(\t\"\x13\n\x05Image\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x12ImageStatusRequest\x12.\n\x05image\x18\x01 \x01(\x0b\x32\x1f.weir.test.runtime.v1.ImageSpec\"A\n\x13ImageStatusResponse\x12*\n\x05image\x18\x01 \x01(\x0b\x32\x1b.weir.test.runtime.v1.Image\"\x81\x01\n\x05Mount\x12\x16\n\x0e\x63ontainer_path\x18\x01 \x01(\t\x12\x11\n\thost_path\x18\x02 \x01(\t\x12\x10\n\x08readonly\x18\x03 \x01(\x08\x12;\n\x0bpropagation\x18\x05 \x01(\x0e\x32&.weir.test.runtime.v1.MountPropagation\"&\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"A\n\nCapability\x12\x18\n\x10\x61\x64\x64_capabilities\x18\x01 \x03(\t\x12\x19\n\x11\x64rop_capabilities\x18\x02 \x03(\t\"\x94\x02\n\x1dLinuxContainerSecurityContext\x12\x36\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32 .weir.test.runtime.v1.Capability\x12\x12\n\nprivileged\x18\x02 \x01(\x08\x12@\n\x11namespace_options\x18\x03 \x01(\x0b\x32%.weir.test.runtime.v1.NamespaceOption\x12\x17\n\x0freadonly_rootfs\x18\x07 \x01(\x08\x12\x14\n\x0cno_new_privs\x18\x0b \x01(\x08\x12\x36\n\x07seccomp\x18\x0f \x01(\x0b\x32%.weir.test.runtime.v1.SecurityProfile\"e\n\x14LinuxContainerConfig\x12M\n\x10security_context\x18\x02 \x01(\x0b\x32\x33.weir.test.runtime.v1.LinuxContainerSecurityContext\"2\n\x11\x43ontainerMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"\xa8\x04\n\x0f\x43ontainerConfig\x12\x39\n\x08metadata\x18\x01 \x01(\x0b\x32\'.weir.test.runtime.v1.ContainerMetadata\x12.\n\x05image\x18\x02 \x01(\x0b\x32\x1f.weir.test.runtime.v1.ImageSpec\x12\x0f\n\x07\x63ommand\x18\x03 \x03(\t\x12,\n\x04\x65nvs\x18\x06 \x03(\x0b\x32\x1e.weir.test.runtime.v1.KeyValue\x12+\n\x06mounts\x18\x07 \x03(\x0b\x32\x1b.weir.test.runtime.v1.Mount\x12\x41\n\x06labels\x18\t \x03(\x0b\x32\x31.weir.test.runtime.v1.ContainerConfig.LabelsEntry\x12K\n\x0b\x61nnotations\x18\n \x03(\x0b\x32\x36.weir.test.runtime.v1.ContainerConfig.AnnotationsEntry\x12\x10\n\x08log_path\x18\x0b \x01(\t\x12\x39\n\x05linux\x18\x0f \x01(\x0b\x32*.weir.test.runtime.v1.LinuxContainerConfig\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa7\x01\n\x16\x43reateContainerRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\x12\x35\n\x06\x63onfig\x18\x02 \x01(\x0b\x32%.weir.test.runtime.v1.ContainerConfig\x12>\n\x0esandbox_config\x18\x03 \x01(\x0b\x32&.weir.test.runtime.v1.PodSandboxConfig\"/\n\x17\x43reateContainerResponse\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"-\n\x15StartContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x18\n\x16StartContainerResponse\"=\n\x14StopContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07timeout\x18\x02 \x01(\x03\"\x17\n\x15StopContainerResponse\".\n\x16RemoveContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x19\n\x17RemoveContainerResponse\"?\n\x16\x43ontainerStatusRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07verbose\x18\x02 \x01(\x08\"\x86\x01\n\x0f\x43ontainerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x33\n\x05state\x18\x03 \x01(\x0e\x32$.weir.test.runtime.v1.ContainerState\x12\x11\n\texit_code\x18\x07 \x01(\x05\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x0f\n\x07message\x18\x0b \x01(\t\"\xc4\x01\n\x17\x43ontainerStatusResponse\x12\x35\n\x06status\x18\x01 \x01(\x0b\x32%.weir.test.runtime.v1.ContainerStatus\x12\x45\n\x04info\x18\x02 \x03(\x0b\x32\x37.weir.test.runtime.v1.ContainerStatusResponse.InfoEntry\x1a+\n\tInfoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x0f\x45xecSyncRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0b\n\x03\x63md\x18\x02 \x03(\t\x12\x0f\n\x07timeout\x18\x03 \x01(\x03\"E\n\x10\x45xecSyncResponse\x12\x0e\n\x06stdout\x18\x01 \x01(\x0c\x12\x0e\n\x06stderr\x18\x02 \x01(\x0c\x12\x11\n\texit_code\x18\x03 \x01(\x05*1\n\rNamespaceMode\x12\x07\n\x03POD\x10\x00\x12\r\n\tCONTAINER\x10\x01\x12\x08\n\x04NODE\x10\x02*m\n\x10MountPropagation\x12\x17\n\x13PROPAGATION_PRIVATE\x10\x00\x12!\n\x1dPROPAGATION_HOST_TO_CONTAINER\x10\x01\x12\x1d\n\x19PROPAGATION_BIDIRECTIONAL\x10\x02*k\n\x0e\x43ontainerState\x12\x15\n\x11\x43ONTAINER_CREATED\x10\x00\x12\x15\n\x11\x43ONTAINER_RUNNING\x10\x01\x12\x14\n\x10\x43ONTAINER_EXITED\x10\x02\x12\x15\n\x11\x43ONTAINER_UNKNOWN\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14tests/node/api.proto\x12\x14weir.test.runtime.v1\"\x10\n\x0eVersionRequest\"]\n\x0fVersionResponse\x12\x14\n\x0cruntime_name\x18\x02 \x01(\t\x12\x17\n\x0fruntime_version\x18\x03 \x01(\t\x12\x1b\n\x13runtime_api_version\x18\x04 \x01(\t\"\xab\x01\n\x0fNamespaceOption\x12\x34\n\x07network\x18\x01 \x01(\x0e\x32#.weir.test.runtime.v1.NamespaceMode\x12\x30\n\x03pid\x18\x02 \x01(\x0e\x32#.weir.test.runtime.v1.NamespaceMode\x12\x30\n\x03ipc\x18\x03 \x01(\x0e\x32#.weir.test.runtime.v1.NamespaceMode\"\xb3\x01\n\x0fSecurityProfile\x12G\n\x0cprofile_type\x18\x01 \x01(\x0e\x32\x31.weir.test.runtime.v1.SecurityProfile.ProfileType\x12\x15\n\rlocalhost_ref\x18\x02 \x01(\t\"@\n\x0bProfileType\x12\x12\n\x0eRuntimeDefault\x10\x00\x12\x0e\n\nUnconfined\x10\x01\x12\r\n\tLocalhost\x10\x02\"_\n\x1bLinuxSandboxSecurityContext\x12@\n\x11namespace_options\x18\x01 \x01(\x0b\x32%.weir.test.runtime.v1.NamespaceOption\"{\n\x15LinuxPodSandboxConfig\x12\x15\n\rcgroup_parent\x18\x01 \x01(\t\x12K\n\x10security_context\x18\x02 \x01(\x0b\x32\x31.weir.test.runtime.v1.LinuxSandboxSecurityContext\"S\n\x12PodSandboxMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\"\x96\x03\n\x10PodSandboxConfig\x12:\n\x08metadata\x18\x01 \x01(\x0b\x32(.weir.test.runtime.v1.PodSandboxMetadata\x12\x15\n\rlog_directory\x18\x03 \x01(\t\x12\x42\n\x06labels\x18\x06 \x03(\x0b\x32\x32.weir.test.runtime.v1.PodSandboxConfig.LabelsEntry\x12L\n\x0b\x61nnotations\x18\x07 \x03(\x0b\x32\x37.weir.test.runtime.v1.PodSandboxConfig.AnnotationsEntry\x12:\n\x05linux\x18\x08 \x01(\x0b\x32+.weir.test.runtime.v1.LinuxPodSandboxConfig\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"N\n\x14RunPodSandboxRequest\x12\x36\n\x06\x63onfig\x18\x01 \x01(\x0b\x32&.weir.test.runtime.v1.PodSandboxConfig\"/\n\x15RunPodSandboxResponse\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"/\n\x15StopPodSandboxRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"\x18\n\x16StopPodSandboxResponse\"1\n\x17RemovePodSandboxRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\"\x1a\n\x18RemovePodSandboxResponse\"\x1a\n\tImageSpec\x12\r\n\x05image\x18\x01 \x01(\t\"\x13\n\x05Image\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x12ImageStatusRequest\x12.\n\x05image\x18\x01 \x01(\x0b\x32\x1f.weir.test.runtime.v1.ImageSpec\"A\n\x13ImageStatusResponse\x12*\n\x05image\x18\x01 \x01(\x0b\x32\x1b.weir.test.runtime.v1.Image\"\x81\x01\n\x05Mount\x12\x16\n\x0e\x63ontainer_path\x18\x01 \x01(\t\x12\x11\n\thost_path\x18\x02 \x01(\t\x12\x10\n\x08readonly\x18\x03 \x01(\x08\x12;\n\x0bpropagation\x18\x05 \x01(\x0e\x32&.weir.test.runtime.v1.MountPropagation\"&\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"A\n\nCapability\x12\x18\n\x10\x61\x64\x64_capabilities\x18\x01 \x03(\t\x12\x19\n\x11\x64rop_capabilities\x18\x02 \x03(\t\"\x94\x02\n\x1dLinuxContainerSecurityContext\x12\x36\n\x0c\x63\x61pabilities\x18\x01 \x01(\x0b\x32 .weir.test.runtime.v1.Capability\x12\x12\n\nprivileged\x18\x02 \x01(\x08\x12@\n\x11namespace_options\x18\x03 \x01(\x0b\x32%.weir.test.runtime.v1.NamespaceOption\x12\x17\n\x0freadonly_rootfs\x18\x07 \x01(\x08\x12\x14\n\x0cno_new_privs\x18\x0b \x01(\x08\x12\x36\n\x07seccomp\x18\x0f \x01(\x0b\x32%.weir.test.runtime.v1.SecurityProfile\"8\n\x17LinuxContainerResources\x12\x1d\n\x15memory_limit_in_bytes\x18\x04 \x01(\x03\"\xa7\x01\n\x14LinuxContainerConfig\x12@\n\tresources\x18\x01 \x01(\x0b\x32-.weir.test.runtime.v1.LinuxContainerResources\x12M\n\x10security_context\x18\x02 \x01(\x0b\x32\x33.weir.test.runtime.v1.LinuxContainerSecurityContext\"2\n\x11\x43ontainerMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"\xb6\x04\n\x0f\x43ontainerConfig\x12\x39\n\x08metadata\x18\x01 \x01(\x0b\x32\'.weir.test.runtime.v1.ContainerMetadata\x12.\n\x05image\x18\x02 \x01(\x0b\x32\x1f.weir.test.runtime.v1.ImageSpec\x12\x0f\n\x07\x63ommand\x18\x03 \x03(\t\x12\x0c\n\x04\x61rgs\x18\x04 \x03(\t\x12,\n\x04\x65nvs\x18\x06 \x03(\x0b\x32\x1e.weir.test.runtime.v1.KeyValue\x12+\n\x06mounts\x18\x07 \x03(\x0b\x32\x1b.weir.test.runtime.v1.Mount\x12\x41\n\x06labels\x18\t \x03(\x0b\x32\x31.weir.test.runtime.v1.ContainerConfig.LabelsEntry\x12K\n\x0b\x61nnotations\x18\n \x03(\x0b\x32\x36.weir.test.runtime.v1.ContainerConfig.AnnotationsEntry\x12\x10\n\x08log_path\x18\x0b \x01(\t\x12\x39\n\x05linux\x18\x0f \x01(\x0b\x32*.weir.test.runtime.v1.LinuxContainerConfig\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa7\x01\n\x16\x43reateContainerRequest\x12\x16\n\x0epod_sandbox_id\x18\x01 \x01(\t\x12\x35\n\x06\x63onfig\x18\x02 \x01(\x0b\x32%.weir.test.runtime.v1.ContainerConfig\x12>\n\x0esandbox_config\x18\x03 \x01(\x0b\x32&.weir.test.runtime.v1.PodSandboxConfig\"/\n\x17\x43reateContainerResponse\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"-\n\x15StartContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x18\n\x16StartContainerResponse\"=\n\x14StopContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07timeout\x18\x02 \x01(\x03\"\x17\n\x15StopContainerResponse\".\n\x16RemoveContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"\x19\n\x17RemoveContainerResponse\"?\n\x16\x43ontainerStatusRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07verbose\x18\x02 \x01(\x08\"\x86\x01\n\x0f\x43ontainerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x33\n\x05state\x18\x03 \x01(\x0e\x32$.weir.test.runtime.v1.ContainerState\x12\x11\n\texit_code\x18\x07 \x01(\x05\x12\x0e\n\x06reason\x18\n \x01(\t\x12\x0f\n\x07message\x18\x0b \x01(\t\"\xc4\x01\n\x17\x43ontainerStatusResponse\x12\x35\n\x06status\x18\x01 \x01(\x0b\x32%.weir.test.runtime.v1.ContainerStatus\x12\x45\n\x04info\x18\x02 \x03(\x0b\x32\x37.weir.test.runtime.v1.ContainerStatusResponse.InfoEntry\x1a+\n\tInfoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x0f\x45xecSyncRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0b\n\x03\x63md\x18\x02 \x03(\t\x12\x0f\n\x07timeout\x18\x03 \x01(\x03\"E\n\x10\x45xecSyncResponse\x12\x0e\n\x06stdout\x18\x01 \x01(\x0c\x12\x0e\n\x06stderr\x18\x02 \x01(\x0c\x12\x11\n\texit_code\x18\x03 \x01(\x05*1\n\rNamespaceMode\x12\x07\n\x03POD\x10\x00\x12\r\n\tCONTAINER\x10\x01\x12\x08\n\x04NODE\x10\x02*m\n\x10MountPropagation\x12\x17\n\x13PROPAGATION_PRIVATE\x10\x00\x12!\n\x1dPROPAGATION_HOST_TO_CONTAINER\x10\x01\x12\x1d\n\x19PROPAGATION_BIDIRECTIONAL\x10\x02*k\n\x0e\x43ontainerState\x12\x15\n\x11\x43ONTAINER_CREATED\x10\x00\x12\x15\n\x11\x43ONTAINER_RUNNING\x10\x01\x12\x14\n\x10\x43ONTAINER_EXITED\x10\x02\x12\x15\n\x11\x43ONTAINER_UNKNOWN\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,12 +41,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTAINERCONFIG_ANNOTATIONSENTRY']._serialized_options = b'8\001'
   _globals['_CONTAINERSTATUSRESPONSE_INFOENTRY']._loaded_options = None
   _globals['_CONTAINERSTATUSRESPONSE_INFOENTRY']._serialized_options = b'8\001'
-  _globals['_NAMESPACEMODE']._serialized_start=3926
-  _globals['_NAMESPACEMODE']._serialized_end=3975
-  _globals['_MOUNTPROPAGATION']._serialized_start=3977
-  _globals['_MOUNTPROPAGATION']._serialized_end=4086
-  _globals['_CONTAINERSTATE']._serialized_start=4088
-  _globals['_CONTAINERSTATE']._serialized_end=4195
+  _globals['_NAMESPACEMODE']._serialized_start=4065
+  _globals['_NAMESPACEMODE']._serialized_end=4114
+  _globals['_MOUNTPROPAGATION']._serialized_start=4116
+  _globals['_MOUNTPROPAGATION']._serialized_end=4225
+  _globals['_CONTAINERSTATE']._serialized_start=4227
+  _globals['_CONTAINERSTATE']._serialized_end=4334
   _globals['_VERSIONREQUEST']._serialized_start=46
   _globals['_VERSIONREQUEST']._serialized_end=62
   _globals['_VERSIONRESPONSE']._serialized_start=64
@@ -97,42 +97,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CAPABILITY']._serialized_end=1937
   _globals['_LINUXCONTAINERSECURITYCONTEXT']._serialized_start=1940
   _globals['_LINUXCONTAINERSECURITYCONTEXT']._serialized_end=2216
-  _globals['_LINUXCONTAINERCONFIG']._serialized_start=2218
-  _globals['_LINUXCONTAINERCONFIG']._serialized_end=2319
-  _globals['_CONTAINERMETADATA']._serialized_start=2321
-  _globals['_CONTAINERMETADATA']._serialized_end=2371
-  _globals['_CONTAINERCONFIG']._serialized_start=2374
-  _globals['_CONTAINERCONFIG']._serialized_end=2926
+  _globals['_LINUXCONTAINERRESOURCES']._serialized_start=2218
+  _globals['_LINUXCONTAINERRESOURCES']._serialized_end=2274
+  _globals['_LINUXCONTAINERCONFIG']._serialized_start=2277
+  _globals['_LINUXCONTAINERCONFIG']._serialized_end=2444
+  _globals['_CONTAINERMETADATA']._serialized_start=2446
+  _globals['_CONTAINERMETADATA']._serialized_end=2496
+  _globals['_CONTAINERCONFIG']._serialized_start=2499
+  _globals['_CONTAINERCONFIG']._serialized_end=3065
   _globals['_CONTAINERCONFIG_LABELSENTRY']._serialized_start=1132
   _globals['_CONTAINERCONFIG_LABELSENTRY']._serialized_end=1177
   _globals['_CONTAINERCONFIG_ANNOTATIONSENTRY']._serialized_start=1179
   _globals['_CONTAINERCONFIG_ANNOTATIONSENTRY']._serialized_end=1229
-  _globals['_CREATECONTAINERREQUEST']._serialized_start=2929
-  _globals['_CREATECONTAINERREQUEST']._serialized_end=3096
-  _globals['_CREATECONTAINERRESPONSE']._serialized_start=3098
-  _globals['_CREATECONTAINERRESPONSE']._serialized_end=3145
-  _globals['_STARTCONTAINERREQUEST']._serialized_start=3147
-  _globals['_STARTCONTAINERREQUEST']._serialized_end=3192
-  _globals['_STARTCONTAINERRESPONSE']._serialized_start=3194
-  _globals['_STARTCONTAINERRESPONSE']._serialized_end=3218
-  _globals['_STOPCONTAINERREQUEST']._serialized_start=3220
-  _globals['_STOPCONTAINERREQUEST']._serialized_end=3281
-  _globals['_STOPCONTAINERRESPONSE']._serialized_start=3283
-  _globals['_STOPCONTAINERRESPONSE']._serialized_end=3306
-  _globals['_REMOVECONTAINERREQUEST']._serialized_start=3308
-  _globals['_REMOVECONTAINERREQUEST']._serialized_end=3354
-  _globals['_REMOVECONTAINERRESPONSE']._serialized_start=3356
-  _globals['_REMOVECONTAINERRESPONSE']._serialized_end=3381
-  _globals['_CONTAINERSTATUSREQUEST']._serialized_start=3383
-  _globals['_CONTAINERSTATUSREQUEST']._serialized_end=3446
-  _globals['_CONTAINERSTATUS']._serialized_start=3449
-  _globals['_CONTAINERSTATUS']._serialized_end=3583
-  _globals['_CONTAINERSTATUSRESPONSE']._serialized_start=3586
-  _globals['_CONTAINERSTATUSRESPONSE']._serialized_end=3782
-  _globals['_CONTAINERSTATUSRESPONSE_INFOENTRY']._serialized_start=3739
-  _globals['_CONTAINERSTATUSRESPONSE_INFOENTRY']._serialized_end=3782
-  _globals['_EXECSYNCREQUEST']._serialized_start=3784
-  _globals['_EXECSYNCREQUEST']._serialized_end=3853
-  _globals['_EXECSYNCRESPONSE']._serialized_start=3855
-  _globals['_EXECSYNCRESPONSE']._serialized_end=3924
+  _globals['_CREATECONTAINERREQUEST']._serialized_start=3068
+  _globals['_CREATECONTAINERREQUEST']._serialized_end=3235
+  _globals['_CREATECONTAINERRESPONSE']._serialized_start=3237
+  _globals['_CREATECONTAINERRESPONSE']._serialized_end=3284
+  _globals['_STARTCONTAINERREQUEST']._serialized_start=3286
+  _globals['_STARTCONTAINERREQUEST']._serialized_end=3331
+  _globals['_STARTCONTAINERRESPONSE']._serialized_start=3333
+  _globals['_STARTCONTAINERRESPONSE']._serialized_end=3357
+  _globals['_STOPCONTAINERREQUEST']._serialized_start=3359
+  _globals['_STOPCONTAINERREQUEST']._serialized_end=3420
+  _globals['_STOPCONTAINERRESPONSE']._serialized_start=3422
+  _globals['_STOPCONTAINERRESPONSE']._serialized_end=3445
+  _globals['_REMOVECONTAINERREQUEST']._serialized_start=3447
+  _globals['_REMOVECONTAINERREQUEST']._serialized_end=3493
+  _globals['_REMOVECONTAINERRESPONSE']._serialized_start=3495
+  _globals['_REMOVECONTAINERRESPONSE']._serialized_end=3520
+  _globals['_CONTAINERSTATUSREQUEST']._serialized_start=3522
+  _globals['_CONTAINERSTATUSREQUEST']._serialized_end=3585
+  _globals['_CONTAINERSTATUS']._serialized_start=3588
+  _globals['_CONTAINERSTATUS']._serialized_end=3722
+  _globals['_CONTAINERSTATUSRESPONSE']._serialized_start=3725
+  _globals['_CONTAINERSTATUSRESPONSE']._serialized_end=3921
+  _globals['_CONTAINERSTATUSRESPONSE_INFOENTRY']._serialized_start=3878
+  _globals['_CONTAINERSTATUSRESPONSE_INFOENTRY']._serialized_end=3921
+  _globals['_EXECSYNCREQUEST']._serialized_start=3923
+  _globals['_EXECSYNCREQUEST']._serialized_end=3992
+  _globals['_EXECSYNCRESPONSE']._serialized_start=3994
+  _globals['_EXECSYNCRESPONSE']._serialized_end=4063
 # @@protoc_insertion_point(module_scope)

@@ -130,11 +130,14 @@ class Kubelet:
         image: str = images.BUSYBOX,
         command: Sequence[str] = FOREVER,
         *,
+        args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         mounts: Sequence[Mount] = (),
         add: Sequence[str] = (),
         drop: Sequence[str] = (),
         seccomp: Path | None = None,
+        default_seccomp: bool = False,
+        memory: int = 0,
         readonly: bool = False,
         no_new_privs: bool = False,
         privileged: bool = False,
@@ -144,16 +147,20 @@ class Kubelet:
         """Make a container and, unless told otherwise, start it.
 
         ``add`` and ``drop`` are capabilities without CAP_; "ALL" is all. ``seccomp`` is a profile's file (the kubelet's
-        localhostProfile, whole path), by default there is no filter. ``readonly`` is the root file system.
+        localhostProfile, whole path), ``default_seccomp`` the runtime's own, by default there is no filter. ``readonly`` is
+        the root file system. Without a command it is the image's, followed by ``args``. ``memory`` is a limit in bytes.
         """
         assert image, "name an image"
         profile = api.SecurityProfile(profile_type=api.SecurityProfile.Unconfined)
         if seccomp is not None:
             profile = api.SecurityProfile(profile_type=api.SecurityProfile.Localhost, localhost_ref=str(seccomp))
+        elif default_seccomp:
+            profile = api.SecurityProfile(profile_type=api.SecurityProfile.RuntimeDefault)
         config = api.ContainerConfig(
             metadata=api.ContainerMetadata(name=name),
             image=api.ImageSpec(image=image),
             command=command,
+            args=args,
             envs=[api.KeyValue(key=key, value=value) for key, value in (env or {}).items()],
             mounts=[
                 api.Mount(
@@ -173,6 +180,7 @@ class Kubelet:
             annotations=annotations or {},
             log_path=f"{name}.log",
             linux=api.LinuxContainerConfig(
+                resources=api.LinuxContainerResources(memory_limit_in_bytes=memory),
                 security_context=api.LinuxContainerSecurityContext(
                     capabilities=api.Capability(add_capabilities=add, drop_capabilities=drop),
                     privileged=privileged,
@@ -180,7 +188,7 @@ class Kubelet:
                     readonly_rootfs=readonly,
                     no_new_privs=no_new_privs,
                     seccomp=profile,
-                )
+                ),
             ),
         )
         request = api.CreateContainerRequest(pod_sandbox_id=pod.id, config=config, sandbox_config=pod.config)
