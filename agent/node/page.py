@@ -1,10 +1,11 @@
-"""A registry → the bytes of /metrics, family by family.
+"""A registry → the bytes of /metrics, some samples at a time.
 
 With thousands of containers the page as one text, its lines and its samples would be several times the agent's memory.
 """
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from prometheus_client.registry import Collector
 
 _END = b"# EOF\n"
 """Ends a page of OpenMetrics; the other format has no end."""
+
+_BLOCK = 500
+"""Samples that are in memory as text at one time: some 200 kB."""
 
 _LEVEL = 1
 """Of zlib: names repeat so much that higher levels take longer and save little."""
@@ -47,10 +51,21 @@ def page(registry: CollectorRegistry, accept: str, accept_encoding: str) -> Page
     chunks = []
     end = b""
     for metric in registry.collect():
-        text = encode(_One(metric))
-        end = _END if text.endswith(_END) else b""
-        chunks.append(pack(text.removesuffix(end)))
+        head = encode(_One(_part(metric, 0, 0)))
+        end = _END if head.endswith(_END) else b""
+        head = head.removesuffix(end)
+        chunks.append(pack(head))
+        for start in range(0, len(metric.samples), _BLOCK):
+            text = encode(_One(_part(metric, start, start + _BLOCK)))
+            chunks.append(pack(text.removesuffix(end).removeprefix(head)))
     chunks.append(pack(end))
     if packer:
         chunks.append(packer.flush())
     return Page(content_type, "gzip" if packer else "", tuple(chunk for chunk in chunks if chunk))
+
+
+def _part(metric: Metric, start: int, end: int) -> Metric:
+    """The family with some of its samples."""
+    part = copy.copy(metric)
+    part.samples = metric.samples[start:end]
+    return part
