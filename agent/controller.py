@@ -205,23 +205,27 @@ class Controller:
         """How many more cgroups can be enrolled."""
         return len(self._unused(self._kernel.enrolments()))
 
-    def stock(self, wanted: int) -> None:
-        """Keep so many slots ready for cgroups that are born below a managed parent."""
+    def stock(self, wanted: int) -> int:
+        """Keep so many slots ready for cgroups that are born below a managed parent; returns how many are missing."""
         present = self._kernel.enrolments()
         used = {enrolment.slot for enrolment in present.values()}
         waiting = sum(mark == SPARE and slot not in used for slot, mark in self._kernel.slots().items())
-        fresh = self._unused(present)[: max(0, min(wanted, MAX_SPARE) - waiting)]
+        missing = max(0, min(wanted, MAX_SPARE) - waiting)
+        fresh = self._unused(present)[:missing]
         if fresh:
             self._kernel.clear(fresh)
             self._kernel.stock(fresh)
+        return missing - len(fresh)
 
     def restock(self) -> None:
-        """Find slots that a killed weir marked and gave to nobody. What is born meanwhile stays with its parent."""
+        """Find slots that a killed weir marked, and that nobody has. What is born meanwhile stays with its parent."""
         waiting = self._kernel.drain()
         time.sleep(IN_FLIGHT)
         used = {enrolment.slot for enrolment in self._kernel.enrolments().values()}
-        for slot, mark in self._kernel.slots().items():
-            if mark == SPARE and slot not in used:
+        marks = self._kernel.slots()
+        for slot, mark in marks.items():
+            target = slot if mark == SPARE else mark
+            if target not in used and (mark == SPARE or target not in marks):
                 self._kernel.mark(slot, 0)
         self._kernel.stock(waiting)
 

@@ -75,10 +75,12 @@ class Gone:
         late = [number for number, row in self._rows.items() if row.gone is not None and now - row.gone >= self._retain]
         self._leaving = {number: self._rows.pop(number) for number in late}
 
-    def make_room(self) -> None:
-        """Let all of them go now."""
-        rows, self._rows = {**self._leaving, **self._rows}, {}
-        self._leaving = {}
+    def make_room(self, wanted: int) -> None:
+        """Let so many of them go now, the oldest."""
+        rows = dict([*self._leaving.items(), *self._rows.items()][:wanted])
+        for number in rows:
+            self._leaving.pop(number, None)
+            self._rows.pop(number, None)
         self._withdraw(rows, {})
 
     def _withdraw(self, rows: Mapping[int, Row], living: Mapping[str, int]) -> None:

@@ -64,11 +64,12 @@ class Reconciler:
         self.troubles: tuple[str, ...] = ()
 
     def adopt(self) -> None:
-        """Pick up what an earlier agent left: names of cgroups, spare slots that it gave to nobody."""
+        """Pick up what an earlier agent left: names of cgroups, slots that it had marked and that nobody has."""
         with self._place.locked():
             self._kernel.sweep()
             self._controller.restock()
-        self._labels = dict(self._kernel.labels())
+            self._labels = dict(self._kernel.labels())
+            self._kernel.withdraw(self._labels.keys() - self._kernel.enrolments().keys())
 
     @property
     def unnamed(self) -> bool:
@@ -147,8 +148,8 @@ class Reconciler:
     def _settle_unknown(self, *, full: bool) -> None:
         """Enrolled cgroups that are no members: nested in one, outside every managed parent, or gone."""
         present = self._kernel.enrolments()
-        if full:
-            self._elsewhere.clear()
+        # Some came too late for one look and are members since the next: they would count twice.
+        self._elsewhere = {n: p for n, p in self._elsewhere.items() if not full and n not in self._members}
         known = self._members.keys() | self._nested.keys() | self._elsewhere.keys() | self._gone.ids()
         unknown = present.keys() - known
         self._nested = {n: c for n, c in self._nested.items() if n in present}
@@ -189,7 +190,7 @@ class Reconciler:
         present = self._kernel.enrolments()
         numbers: dict[str, int] = {}
         flags: dict[str, Flag] = {}
-        for name in {member.choice.policy for member in self._members.values()}:
+        for name in dict.fromkeys(member.choice.policy for member in self._members.values()):  # the parents' first
             with _noting(troubles):
                 numbers[name] = self._controller.install(policies[name].compiled)
                 flags[name] = policies[name].compiled.version.flags
@@ -218,13 +219,13 @@ class Reconciler:
         return (Flag.PARENT if member.is_parent else Flag(0)) | (Flag.BORN if born else Flag(0))
 
     def _place_all(self, placements: list[Placement], present: Mapping[int, Enrolment], troubles: list[str]) -> None:
-        """As many as there is room for; what is left out stays under its parent's policy and counts with it."""
+        """As many as there is room for, parents first; what is left out is under its parent's policy and counts with it."""
         fresh = [one for one in placements if not {one.cgroup, *one.nested} & present.keys()]
         room = self._controller.room()
         if len(fresh) > room:
-            self._gone.make_room()
+            self._gone.make_room(len(fresh) - room)
             room = self._controller.room()
-        left_out = {one.cgroup for one in fresh[room:]}
+        left_out = {one.cgroup for one in fresh[: max(0, len(fresh) - room)]}
         if left_out:
             troubles.append(
                 f"{len(left_out)} cgroups have no place of their own: they are under their parent's policy and count with "
@@ -234,17 +235,23 @@ class Reconciler:
             self._controller.place([one for one in placements if one.cgroup not in left_out])
 
     def _label(self, troubles: list[str]) -> None:
+        present = self._kernel.enrolments()
+        self._labels = {number: text for number, text in self._labels.items() if number in present}
         for number, member in self._members.items():
             text = member.label
-            if self._labels.get(number) != text:
+            if number in present and self._labels.get(number) != text:
                 with _noting(troubles):
                     self._kernel.label(number, text)
                     self._labels[number] = text
 
     def _stock(self, troubles: list[str]) -> None:
         build = self._kernel.build()
+        wanted = min(MAX_SPARE, (build.capacity if build else 0) // SPARE_SHARE)
         with _noting(troubles):
-            self._controller.stock(min(MAX_SPARE, (build.capacity if build else 0) // SPARE_SHARE))
+            missing = self._controller.stock(wanted)
+            if missing:
+                self._gone.make_room(missing)
+                self._controller.stock(wanted)
 
     def _look_at_processes(self) -> None:
         self._turn = (self._turn + 1) % SECCOMP_TURNS

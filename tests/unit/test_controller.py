@@ -10,7 +10,7 @@ import pytest
 from agent.cgroups import tree
 from agent.controller import Compiled, Controller, compiled
 from agent.errors import WeirError
-from agent.kernel.abi import MAX_LEVEL, MAX_POLICIES, PROGRAMS, Flag, Hook, Reason
+from agent.kernel.abi import MAX_LEVEL, MAX_POLICIES, PROGRAMS, SPARE, Flag, Hook, Reason
 from agent.kernel.seam import Enrolment, Kernel, Refused
 from agent.policy.model import Action, Mode, Policy
 from tests.fake_kernel import NOTHING, FakeKernel, Killed
@@ -277,3 +277,21 @@ def test_stopped_at_every_step_of_an_attach(tmp_path: Path, stop_with: type[Base
         assert kernel.links == {number: set(PROGRAMS)}
         assert (list(kernel.entries), len(kernel.installed)) == ([number], 1)
         assert not kernel.half_installed, f"stopped before {whole.steps[step]}: a rest of a version stays"
+
+
+def test_spare_slots_that_find_no_room(kernel: FakeKernel, controller: Controller) -> None:
+    assert controller.stock(5) == 0
+    assert controller.stock(9) == 9 - (kernel.capacity - 1)
+    assert sorted(kernel.queue) == list(range(1, kernel.capacity))
+
+
+def test_slots_that_a_killed_weir_marked(kernel: FakeKernel, controller: Controller, tmp_path: Path) -> None:
+    """Marked and given to nobody, or added to the counts of a slot that nobody has: free again. What counts stays."""
+    (one,) = make(tmp_path, "one")
+    used = controller.enrol(one, compiled(ALLOW_ALL)).slot
+    free = [slot for slot in range(1, kernel.capacity) if slot != used]
+    kernel.marks = {free[0]: SPARE, free[1]: free[2], free[3]: used, free[4]: SPARE}
+    kernel.queue = [free[4]]
+    controller.restock()
+    assert kernel.marks == {free[3]: used, free[4]: SPARE}
+    assert kernel.queue == [free[4]]
