@@ -151,3 +151,21 @@ def test_layouts(agent: Running, before: Before, layout: str, probe: Path, door:
     assert run_in(inner, probe, "udp", str(wall.port)).returncode == EACCES
     agent.until(lambda: agent.metric("weir_egress_bytes_total", cgroup=cgroup) == 3 * DATAGRAM)
     assert agent.metric("weir_refused_total", cgroup=cgroup) == 2
+
+
+def test_a_name_that_is_no_text(agent: Running, before: Before, probe: Path, door: Peer, wall: Peer) -> None:
+    """Names of cgroups are bytes: whoever may make one must not keep the agent from its work."""
+    strange = directory(before.parent) / os.fsdecode(b"bad-\xff\"'\\ <b>\x1b[1m")
+    strange.mkdir()
+    assert run_in(strange, probe, "udp", str(wall.port)).returncode == EACCES
+    assert run_in(strange, probe, "udp", str(door.port), "2").returncode == 0
+    later = f"{before.parent}/later-{secrets.token_hex(2)}"
+    directory(later).mkdir()
+    is_ruled(agent, later, probe, door, wall)
+    agent.until(lambda: row(agent, f"{before.parent}/{strange.name}"))
+    shown = [value for labels, value in agent.samples("weir_egress_bytes_total") if "bad-" in labels["cgroup"]]
+    assert sum(shown) == 2 * DATAGRAM
+    agent.until(lambda: any("bad-" in event["cgroup"] for event in agent.events()))
+    agent.ready()
+    strange.rmdir()
+    agent.until(lambda: row(agent, f"{before.parent}/{strange.name}")["gone"])
