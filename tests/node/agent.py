@@ -33,12 +33,10 @@ PATIENCE = 120.0
 
 
 @dataclass
-class Running:
-    """One agent's process."""
+class Page:
+    """What an agent serves on a port of this host."""
 
-    process: subprocess.Popen[str]
     port: int
-    site: AgentSite
 
     def get(self, path: str) -> tuple[int, str]:
         """(Status, body) of a request; (0, reason) when nobody answers."""
@@ -49,18 +47,6 @@ class Running:
             return e.code, e.read().decode()
         except (URLError, OSError) as e:
             return 0, str(e)
-
-    def ready(self) -> None:
-        """Wait until /readyz says so; fails with what it says instead, or when the agent has ended."""
-        self.until(lambda: self.get("/readyz")[0] == 200, lambda: self.get("/readyz")[1])
-
-    def until(self, holds: Any, otherwise: Any = lambda: "it never came") -> None:
-        """Wait for something to hold."""
-        deadline = time.monotonic() + PATIENCE
-        while not holds():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"{otherwise()}\n{self.site.log.read_text()[-4000:]}")
-            time.sleep(0.05)
 
     def samples(self, name: str, **labels: str) -> list[tuple[Mapping[str, str], float]]:
         """The samples of a metric that have these labels."""
@@ -76,6 +62,26 @@ class Running:
     def metric(self, name: str, **labels: str) -> float:
         """The sum of those samples; 0 without any."""
         return sum(value for _, value in self.samples(name, **labels))
+
+
+@dataclass
+class Running(Page):
+    """One agent's process."""
+
+    process: subprocess.Popen[str]
+    site: AgentSite
+
+    def ready(self) -> None:
+        """Wait until /readyz says so; fails with what it says instead, or when the agent has ended."""
+        self.until(lambda: self.get("/readyz")[0] == 200, lambda: self.get("/readyz")[1])
+
+    def until(self, holds: Any, otherwise: Any = lambda: "it never came") -> None:
+        """Wait for something to hold."""
+        deadline = time.monotonic() + PATIENCE
+        while not holds():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"{otherwise()}\n{self.site.log.read_text()[-4000:]}")
+            time.sleep(0.05)
 
     def status(self) -> dict[str, Any]:
         """What `weir status --json` says while the agent runs."""
@@ -150,7 +156,7 @@ class AgentSite:
         command = [*prefix, *self.weir.command("agent", *options, *arguments)]
         with self.log.open("a") as err, self.out.open("a") as out:
             process = subprocess.Popen(command, text=True, env=self.weir.environment, cwd=ROOT, stdout=out, stderr=err)
-        return Running(process, port, self)
+        return Running(port, process, self)
 
     @contextmanager
     def running(self, *arguments: str) -> Iterator[Running]:
