@@ -14,10 +14,13 @@ from agent.node.members import Names
 TIMEOUT = 10.0
 """Seconds that one question may take; a node of 1,000 containers answers in a fraction of one."""
 
-SHORTEST = 0.1
+SHORTEST = 0.02
 LONGEST = 5.0
-"""Seconds between questions while names are missing: at first short, since a sandbox's name decides the policy that its
-containers start under; then longer each time."""
+SHARE = 8
+"""Seconds between questions while names are missing: an eighth of the time since the newest of them was missed first, within
+these limits. A pod's cgroup is there before the runtime lists the pod, and what its containers start under depends on
+the pod's annotations. Starting the first container takes about as long as starting the sandbox did, so the answer has to
+come in a small part of that; what is missed for long, nobody may know."""
 
 
 class Naming:
@@ -29,6 +32,9 @@ class Naming:
         self._arrived = arrived
         self._inventory = Inventory({}, {})
         self._client = Client(path, TIMEOUT) if path else None
+        self._unknown: set[str] = set()
+        self._missed: frozenset[str] = frozenset()
+        self._since = 0.0
         self._missing = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(self._client,), name="cri", daemon=True)
@@ -49,31 +55,46 @@ class Naming:
         self._missing.set()
 
     def miss(self) -> None:
-        """Names are missing: ask soon."""
-        self._missing.set()
+        """A look at the node has ended in which names were missing."""
+        if not self._unknown <= self._missed:
+            self._missing.set()
+        self._missed, self._unknown = frozenset(self._unknown), set()
 
     def container(self, container_id: str) -> Names | None:
         """The names of a container, None while they are not known."""
         found = self._inventory.named(container_id)
+        if found is None:
+            self._seek(container_id)
         return _container(found) if found else None
 
     def pod(self, pod_uid: str) -> Names | None:
         """The names of a pod."""
         found = self._inventory.pod_of_uid(pod_uid)
+        if found is None:
+            self._seek(pod_uid)
         return _pod(found) if found else None
 
-    def _run(self, client: Client | None) -> None:
-        pause = SHORTEST
-        while client and not self._stopping.is_set():
-            asked_for = self._missing.is_set()
-            self._missing.clear()
-            changed = self._ask(client)
-            pause = SHORTEST if changed or not asked_for else min(2 * pause, LONGEST)
-            self._stopping.wait(pause)
-            self._missing.wait(self._every)
+    def _seek(self, one: str) -> None:
+        """Ask at once when it was not missing in the last look: the rest of this one can wait, its containers do not."""
+        if one not in self._missed and one not in self._unknown:
+            self._since = time.monotonic()
+            self._missing.set()
+        self._unknown.add(one)
 
-    def _ask(self, client: Client) -> bool:
-        """Whether the answer differs from the last one."""
+    def _run(self, client: Client | None) -> None:
+        while client and not self._stopping.is_set():
+            self._missing.clear()
+            self._ask(client)
+            self._stopping.wait(SHORTEST)
+            self._missing.wait(self._pause() - SHORTEST)
+
+    def _pause(self) -> float:
+        known = self._inventory
+        if all(known.named(one) or known.pod_of_uid(one) for one in self._missed):
+            return self._every
+        return min(max((time.monotonic() - self._since) / SHARE, SHORTEST), LONGEST)
+
+    def _ask(self, client: Client) -> None:
         began = time.monotonic()
         try:
             answer = client.inventory()
@@ -88,7 +109,6 @@ class Naming:
             log.debug("the CRI answered", containers=len(answer.containers), seconds=round(time.monotonic() - began, 3))
         if changed:
             self._arrived()
-        return changed
 
 
 def _container(found: Named) -> Names:
