@@ -6,6 +6,7 @@ second: {"suppressed": n}.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -20,6 +21,9 @@ PER_SECOND = 200
 
 ROOM = 1000
 """Lines that wait for a slow reader: some 400 kB."""
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What a disk says that may have room again."""
 
 PATIENCE = 1.0
 """Seconds that ``stop`` gives to what is still to be written."""
@@ -39,6 +43,7 @@ class Lines:
         self._changed = threading.Condition()
         self._end = False
         self._thread = threading.Thread(target=self._run, name="lines", daemon=True)
+        self._begin = b""
         self.closed = False
         self.written = 0
         self.suppressed = 0
@@ -94,20 +99,26 @@ class Lines:
                 if written:
                     self.written += events
                     continue
-                self.closed = True
-                self.suppressed += events + sum(number for _, number in self._queue)
-                self._queue.clear()
-                return
+                self.suppressed += events
+                self._untold += events
+                if self.closed:
+                    self.suppressed += sum(number for _, number in self._queue)
+                    self._queue.clear()
+                    return
 
     def _write(self, line: bytes) -> bool:
         """Not through sys.stdout: a thread blocked in it would hold its lock when the process ends."""
-        while line:
+        left = line = self._begin + line
+        while left:
             try:
-                line = line[os.write(self._fd, line) :]
+                left = left[os.write(self._fd, left) :]
             except BlockingIOError:
                 select.select((), (self._fd,), ())
-            except OSError:
+            except OSError as e:
+                self.closed = e.errno not in FULL
+                self._begin = self._begin if left == line else b"\n"  # the next line ends the half one
                 return False
+        self._begin = b""
         return True
 
 

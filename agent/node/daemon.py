@@ -127,7 +127,7 @@ class Agent:
         def state() -> NodeState:
             return published.state
 
-        lines = Lines(sys.stdout.fileno()) if settings.events else None
+        lines = Lines(sys.stdout.fileno()) if settings.events and sys.stdout else None
         pump = Pump(PinnedKernel(self._place.pins), self._place, [door.publish], lines, state)
         pump.start()
         stack.callback(pump.stop)

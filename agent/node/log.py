@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -64,9 +67,12 @@ log = Log("weir")
 def set_up(form: str, level: str, stream: TextIO | None = None) -> None:
     """Write the log of this process to ``stream``, or stderr: ``form`` is one of FORMATS, ``level`` of LEVELS.
 
-    What libraries log goes the same way, from warnings up.
+    What libraries log goes the same way, from warnings up. What stderr cannot take at once is left out.
     """
-    handler = logging.StreamHandler(stream)
+    logging.raiseExceptions = False  # it would print a traceback for each line that finds no room
+    handler: logging.Handler = logging.NullHandler()  # stderr was closed: its number may be any file's by now
+    if stream or sys.stderr:
+        handler = logging.StreamHandler(stream or Unwaiting(sys.stderr.fileno()))
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(Quiet())
     root = logging.getLogger()
@@ -75,6 +81,30 @@ def set_up(form: str, level: str, stream: TextIO | None = None) -> None:
     root.addHandler(handler)
     logging.getLogger("weir").setLevel(level.upper())
     root.setLevel(max(logging.WARNING, logging.getLogger("weir").level))
+
+
+class Unwaiting:
+    """Text to a descriptor that may be a full disk, or a pipe that nobody reads: the caller never waits for it.
+
+    Not through sys.stderr, which keeps what it could not write and fails again when the process ends.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._room = select.poll()
+        self._room.register(fd, select.POLLOUT)
+
+    def write(self, text: str) -> None:
+        """Write what there is room for."""
+        left = text.encode(errors="backslashreplace")
+        try:
+            while left and self._room.poll(0):  # a pipe then has room for PIPE_BUF bytes (pipe(7))
+                left = left[os.write(self._fd, left[: select.PIPE_BUF]) :]
+        except OSError:
+            return
+
+    def flush(self) -> None:
+        """Do nothing: all is written or left out."""
 
 
 class Quiet(logging.Filter):
