@@ -17,7 +17,7 @@ from pathlib import Path
 from agent.errors import WeirError
 from agent.kernel.abi import ABI
 
-_PRIVILEGE = "Run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN (`weir probe` says what is missing)."
+_PRIVILEGE = "Run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (`weir probe` says what is missing)."
 _FULL = "The table is full. Detach what is no longer needed (`weir status`), or load with a larger one."
 HINTS = {
     errno.EPERM: _PRIVILEGE,

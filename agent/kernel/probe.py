@@ -20,8 +20,10 @@ from agent.kernel.pinned import PinnedKernel
 from agent.kernel.pins import Pins, explained, require_bpffs
 from agent.seccomp.filter import Filter
 
-CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_BPF": 39}
-"""Numbers of include/uapi/linux/capability.h. Before Linux 5.8 there is no CAP_BPF; CAP_SYS_ADMIN includes it."""
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_PERFMON": 38, "CAP_BPF": 39}
+"""Numbers of include/uapi/linux/capability.h. CAP_SYS_ADMIN includes the last two."""
+
+SYS_ADMIN = 21
 
 BPF_MAP_TYPE_RINGBUF = 27
 RINGBUF_BYTES = 4096
@@ -92,8 +94,8 @@ def capabilities(status: str) -> Fact:
     """From the text of /proc/PID/status."""
     effective = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapEff:"))
     present = {name for name, number in CAPABILITIES.items() if effective >> number & 1}
-    if "CAP_SYS_ADMIN" in present:
-        present.add("CAP_BPF")
+    if effective >> SYS_ADMIN & 1:
+        present |= {"CAP_PERFMON", "CAP_BPF"}
     missing = [name for name in CAPABILITIES if name not in present]
     if missing:
         return Fact("privilege", False, f"{' and '.join(missing)} missing; run as root")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
@@ -14,11 +15,14 @@ WORDS = c.sizeof(abi.Counters) // 8
 
 KINDS = len(abi.DESTINATIONS)
 
+_flags = functools.lru_cache(abi.Flag)
+"""Few combinations occur, and making a Flag takes longer than all else about an entry."""
+
 
 def enrolments(fd: int) -> dict[int, Enrolment]:
     """The map `cgroups`: cgroup id → its entry."""
     return {
-        key: Enrolment(entry.slot, entry.policy, abi.Flag(entry.flags))
+        key: Enrolment(entry.slot, entry.policy, _flags(entry.flags))
         for keys, entries in libbpf.batches(fd, c.c_uint64, abi.Enrolled)
         for key, entry in zip(keys, entries, strict=True)
     }

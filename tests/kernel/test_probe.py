@@ -70,7 +70,7 @@ def test_something_is_missing(here: Site, what: str, name: str, words: str) -> N
 def test_no_privilege(here: Site) -> None:
     status, facts = probe(here, as_nobody())
     assert status == 1
-    assert facts["privilege"] == (False, "CAP_NET_ADMIN and CAP_SYS_ADMIN and CAP_BPF missing; run as root")
+    assert facts["privilege"] == (False, "CAP_NET_ADMIN and CAP_PERFMON and CAP_BPF missing; run as root")
     assert facts["program egress"][0] is None
     assert facts["seccomp"][0] is True  # needs none
 

@@ -13,17 +13,17 @@ from agent.verbs.probe import as_text
 CGROUP2 = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n"
 CGROUP1 = "32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n"
 
-NET_ADMIN, SYS_ADMIN, BPF = 1 << 12, 1 << 21, 1 << 39
+NET_ADMIN, SYS_ADMIN, PERFMON, BPF = 1 << 12, 1 << 21, 1 << 38, 1 << 39
 
 
 @pytest.mark.parametrize(
     ("effective", "missing"),
     [
-        (NET_ADMIN | SYS_ADMIN | BPF, ()),
-        (NET_ADMIN | SYS_ADMIN, ()),  # before Linux 5.8
-        (BPF | NET_ADMIN, ("CAP_SYS_ADMIN",)),
+        (NET_ADMIN | PERFMON | BPF, ()),
+        (NET_ADMIN | SYS_ADMIN, ()),
+        (BPF | NET_ADMIN, ("CAP_PERFMON",)),
         (SYS_ADMIN, ("CAP_NET_ADMIN",)),
-        (0, ("CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_BPF")),
+        (0, ("CAP_NET_ADMIN", "CAP_PERFMON", "CAP_BPF")),
     ],
 )
 def test_capabilities(effective: int, missing: tuple[str, ...]) -> None:
