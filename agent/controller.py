@@ -217,6 +217,13 @@ class Controller:
             self._kernel.stock(fresh)
         return missing - len(fresh)
 
+    def take_spare(self, wanted: int) -> None:
+        """Free so many of the slots that wait for cgroups not born yet: those that live come first."""
+        waiting = [*self._kernel.drain()]
+        for slot in waiting[:wanted]:
+            self._kernel.mark(slot, 0)
+        self._kernel.stock(waiting[wanted:])
+
     def restock(self) -> None:
         """Find slots that a killed weir marked, and that nobody has. What is born meanwhile stays with its parent."""
         waiting = self._kernel.drain()

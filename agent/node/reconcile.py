@@ -113,7 +113,7 @@ class Reconciler:
                 return may_hold(path, root)
 
             found = tree.scan(self._place.root, root, into)
-            for member in members(found, root, self._namer, choices, default):
+            for member in members(found, root, self._namer, choices, default, self._members):
                 current[member.cgroup] = member
         present = self._kernel.enrolments()
         for number, member in self._members.items():
@@ -224,6 +224,9 @@ class Reconciler:
         room = self._controller.room()
         if len(fresh) > room:
             self._gone.make_room(len(fresh) - room)
+            room = self._controller.room()
+        if len(fresh) > room:
+            self._controller.take_spare(len(fresh) - room)
             room = self._controller.room()
         left_out = {one.cgroup for one in fresh[: max(0, len(fresh) - room)]}
         if left_out:
