@@ -26,7 +26,7 @@ from agent.kernel.load import load
 from agent.kernel.pinned import PinnedKernel
 from agent.lines import Lines
 from agent.metrics import Collector, Sources, registry
-from agent.node import profiles
+from agent.node import memory, profiles
 from agent.node.compiling import Loaded
 from agent.node.door import Door
 from agent.node.http import Server
@@ -44,6 +44,9 @@ TICK = 1.0
 
 BUSY = 0.1
 """Seconds between them while new policies are being compiled."""
+
+REWATCH = 10
+"""Full looks after which every cgroup is watched anew, whether the watch knows that it lacks any or not."""
 
 GATHER = 0.02
 """Seconds: births that come together are looked at together."""
@@ -68,6 +71,7 @@ class Agent:
         self._written: Mapping[str, Loaded] = {}
         self._told = Reloads()
         self._pump: Pump | None = None
+        self._looks = 0
         self._stopping = False
 
     def _is_worth_watching(self, path: PurePosixPath) -> bool:
@@ -85,6 +89,7 @@ class Agent:
 
         Raises WeirError when it cannot begin: no cgroup2, no BPF, no default policy, a port in use.
         """
+        memory.share()
         require_cgroup_of_sockets()
         self._directory.read()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -191,7 +196,9 @@ class Agent:
         with self._noting("kernel"):
             self._keep()
             if full:
-                self._watch.retry()
+                self._looks += 1
+                if self._watch.limited or self._looks % REWATCH == 0:
+                    self._watch.retry()
             self._reconciler.look(self._directory.loaded, self._settings.default, full=full)
             if self._reconciler.unnamed:
                 self._naming.miss()
@@ -199,6 +206,8 @@ class Agent:
         with self._noting("profiles"):
             self._write_profiles()
         self._publish()
+        if full:
+            memory.trim()
 
     def _keep(self) -> None:
         """Notice that the pins are gone, and put them back, or load anew."""

@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from agent import __version__
+from agent.node import memory
 from agent.node.listener import POLL, Connection, Listener
 from agent.node.log import log
 from agent.node.page import Page, page
@@ -54,6 +55,7 @@ class Answers:
             log.bug("a bug in weir's metrics", error=e)
             return _plain(HTTPStatus.INTERNAL_SERVER_ERROR, "weir could not write the page; its log says why\n")
         finally:
+            memory.trim()
             self._scrape.release()
 
     def healthz(self) -> tuple[HTTPStatus, Page]:

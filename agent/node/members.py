@@ -84,19 +84,33 @@ def members(
     namer: Namer,
     policies: Sequence[tuple[str, Selector | None]],
     default: str,
+    known: Mapping[int, Member],
 ) -> Iterator[Member]:
-    """The members below one managed parent, itself included. ``found``: path below the mount → cgroup id."""
+    """The members below one managed parent, itself included. ``found``: path below the mount → cgroup id.
+
+    ``known`` are those of the last look, by cgroup id: what has not changed is taken from there, as the same object.
+    """
     for path, cgroup in found.items():
         if path == root:
             yield Member(path, cgroup, None, Names(), Choice(default, Why.DEFAULT))
             continue
-        seen = identify(path, root)
-        if seen is None or seen.path != path or seen.identity.kind is Kind.STRUCTURE:
+        before = known.get(cgroup)
+        if before is not None and before.path != path:
+            before = None
+        identity = before.identity if before else _identity(path, root)
+        if identity is None:
             continue
-        names, named = names_of(seen.identity, namer)
+        names, named = names_of(identity, namer)
         facts = Facts(f"/{path}", names.namespace, names.container, names.labels, names.annotations)
-        choice = (choose_for_pod if seen.identity.kind is Kind.POD else choose)(facts, policies, default)
-        yield Member(path, cgroup, seen.identity, names, choice, named)
+        choice = (choose_for_pod if identity.kind is Kind.POD else choose)(facts, policies, default)
+        member = Member(before.path if before else path, cgroup, identity, names, choice, named)
+        yield before if before == member else member
+
+
+def _identity(path: PurePosixPath, root: PurePosixPath) -> Identity | None:
+    """What a cgroup is; None for what is no member."""
+    seen = identify(path, root)
+    return seen.identity if seen and seen.path == path and seen.identity.kind is not Kind.STRUCTURE else None
 
 
 def names_of(identity: Identity, namer: Namer) -> tuple[Names, bool]:

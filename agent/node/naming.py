@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.cri.client import Client, CriUnavailable, Inventory, Named, PodInfo
+from agent.node import memory
 from agent.node.log import log
 from agent.node.members import Names
 
@@ -104,8 +105,11 @@ class Naming:
             changed = self.problem != str(e)
             self.problem = str(e)
         else:
-            changed = answer != self._inventory or bool(self.problem)
-            self._inventory, self.problem = answer, ""
+            memory.trim()
+            changed = bool(self.problem)
+            if answer != self._inventory:
+                self._inventory, changed = answer, True
+            self.problem = ""
             log.debug("the CRI answered", containers=len(answer.containers), seconds=round(time.monotonic() - began, 3))
         if changed:
             self._arrived()

@@ -50,9 +50,21 @@ def found(
 ) -> dict[PurePosixPath, Member]:
     """The members among these cgroups by path."""
     listed = {path: number for number, path in enumerate((root, *paths), 1)}
-    made = {member.path: member for member in members(listed, root, told, policies, "default")}
+    made = {member.path: member for member in members(listed, root, told, policies, "default", {})}
     assert all(member.cgroup == listed[path] for path, member in made.items())
     return made
+
+
+def test_what_has_not_changed_is_the_same_object() -> None:
+    listed, policies = {ROOT: 1, POD: 2, POD / C: 3, POD / D: 4}, ()
+    told = Told({C: FRONT}, {UID: WEB})
+    first = {member.cgroup: member for member in members(listed, ROOT, told, policies, "default", {})}
+    moved = {ROOT: 1, POD: 2, POD / C: 3, ROOT / "burstable" / POD.name / "x" / D: 4}
+    told.containers[D] = FRONT
+    for now in (listed, moved):
+        known = {member.cgroup: member for member in members(now, ROOT, told, policies, "default", first)}
+        assert known == {m.cgroup: m for m in members(now, ROOT, told, policies, "default", {})}
+        assert [known.get(number) is first[number] for number in (2, 3, 4)] == [True, True, False]
 
 
 def test_a_managed_parent_is_under_the_default_whatever_selects_it() -> None:
