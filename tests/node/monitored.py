@@ -97,7 +97,10 @@ def settings() -> tuple[str, ...]:
 
 @dataclass
 class Node:
-    """What is there. ``agent`` is replaced by `restart`; ``began`` is when Prometheus saw it first."""
+    """What is there. ``agent`` is replaced by `restart`.
+
+    ``early`` is older than the first agent; ``began`` is when that was ready; ``client`` is the image's program, outside.
+    """
 
     world: World
     kubelet: Kubelet
