@@ -10,23 +10,22 @@ Two threads: one moves bytes, the other asks for the state, which may take a whi
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import queue
 import selectors
 import socket
-import stat
 import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from agent.errors import WeirError
+from agent.node.doorway import listen, locked, own_directory
 
 MAX_CLIENTS = 32
 KEPT = 1000
@@ -91,9 +90,9 @@ class Door:
     def start(self) -> None:
         """Listen. Raises WeirError when another agent does, or the directory is not the agent's own."""
         try:
-            self._made = _own_directory(self._path)
-            with _locked(self._path.parent):
-                self._listener = _listen(self._path)
+            self._made = own_directory(self._path)
+            with locked(self._path.parent):
+                self._listener = listen(self._path, MAX_CLIENTS)
         except OSError as e:
             raise WeirError(
                 f"cannot listen at {self._path}: {e.strerror or e}",
@@ -272,65 +271,6 @@ class Door:
             del self._clients[client.connection.fileno()]
         self._selector.unregister(client.connection)
         client.connection.close()
-
-
-def _own_directory(path: Path) -> bool:
-    """Make the socket's directory, mode 0700; True when it was not there.
-
-    Raises WeirError when it is another user's, or holds what is not the agent's and others may look into it.
-    """
-    directory = path.parent
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        directory.mkdir(mode=0o700)
-    except FileExistsError:
-        found = directory.stat()
-    else:
-        return True
-    hint = "Give the socket a directory of its own: --socket /run/weir/agent.sock"
-    if found.st_uid != os.geteuid():
-        raise WeirError(f"{directory} belongs to user {found.st_uid}, who could put another socket there", hint)
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        if any(entry.name != path.name for entry in directory.iterdir()):
-            raise WeirError(f"{directory} is open to other users and holds other things", hint)
-        directory.chmod(0o700)  # as the kubelet makes a hostPath
-    return False
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Two agents that start at once must not both find the socket stale."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _listen(path: Path) -> socket.socket:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as question:
-        question.setblocking(False)
-        try:
-            question.connect(os.fspath(path))
-        except FileNotFoundError:
-            pass
-        except ConnectionRefusedError:
-            path.unlink()  # of an agent that was killed
-        except BlockingIOError:
-            raise _another(path) from None  # it is there, and busy
-        else:
-            raise _another(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.setblocking(False)
-    listener.bind(os.fspath(path))
-    path.chmod(0o600)
-    listener.listen(MAX_CLIENTS)
-    return listener
-
-
-def _another(path: Path) -> WeirError:
-    return WeirError(f"another agent listens at {path}", "One agent is enough for a node: stop that one first.")
 
 
 def _line(data: Mapping[str, Any]) -> bytes:
