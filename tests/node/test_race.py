@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -230,21 +231,33 @@ def pods(tmp_path: Path, node: Containerd, opened: Door) -> Iterator[AgentSite]:
 def test_a_pods_first_instruction_is_under_the_pods_policy(
     pods: AgentSite, node: Containerd, kubelet: Kubelet, program: Path, opened: Door
 ) -> None:
-    """Its containers start under the annotation's policy once the agent has seen the sandbox, whatever is the default."""
+    """Once the agent has seen the sandbox, its containers start under the annotation's policy, also while the agent sleeps."""
     image = node.image("weir.test/once:1", {PROGRAM: program})
     with pods.running() as agent:
         for number in range(PODS):
             pod = kubelet.pod("shop", f"web-{number}", annotations={"weir.dev/policy": "strict"})
-            seen = {"policy": "strict", "pod": pod.name, "container": "POD"}
+            seen = {"policy": "strict", "cgroup": pod.cgroup}
             agent.until(lambda seen=seen: agent.samples("weir_container_policy", **seen))
-            job = kubelet.container(pod, "job", image, attempt(KINDS[number % 2], opened.port))
-            assert kubelet.wait(job) == REFUSED, number
+            with asleep(agent) if number % 4 > 1 else nullcontext():
+                job = kubelet.container(pod, "job", image, attempt(KINDS[number % 2], opened.port))
+                assert kubelet.wait(job) == REFUSED, number
             kubelet.remove_pod(pod)
         assert not opened.arrived()
+        agent.until(lambda: agent.metric("weir_containers", state="running") == 0)
         assert agent.metric("weir_refused_total") == PODS
         plain = kubelet.pod("shop", "plain")
         assert kubelet.wait(kubelet.container(plain, "job", image, attempt("tcp", opened.port))) == THROUGH
         kubelet.remove_pod(plain)
+
+
+@contextmanager
+def asleep(agent: Running) -> Iterator[None]:
+    """An agent that does nothing until the end of the `with`."""
+    agent.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        agent.process.send_signal(signal.SIGCONT)
 
 
 def test_a_name_that_comes_late_is_asked_for_again(node: Containerd, kubelet: Kubelet) -> None:
