@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,9 @@ def not_in_force(flags: Flag) -> list[str]:
     return [part.value for part, holds in wanted.items() if holds]
 
 
-def cgroup_name(path: Path | None, root: Path, number: int) -> str:
-    """A cgroup as people know it: its path below the mount, or its number when it is gone."""
-    return f"/{path.relative_to(root)}" if path else f"(gone: id {number})"
+def cgroup_name(path: Path | None, root: Path, number: int, remembered: str = "") -> str:
+    """A cgroup as people know it: its path below the mount, or its number when it is gone and nobody remembers it."""
+    return f"/{path.relative_to(root)}" if path else remembered or f"(gone: id {number})"
 
 
 WHO = ("namespace", "pod", "container")
@@ -86,3 +87,12 @@ WHO = ("namespace", "pod", "container")
 def who(data: Mapping[str, Any]) -> str:
     """A container as people know it, namespace/pod/container; empty when there are no names for it."""
     return "/".join(data[key] for key in WHO if data.get(key))
+
+
+def label(text: str | None) -> dict[str, str]:
+    """What an agent remembered of a cgroup in the kernel: cgroup, namespace, pod, container, id, runtime; {} for nothing."""
+    try:
+        known = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return {key: str(value) for key, value in known.items() if value}

@@ -35,11 +35,11 @@ def gather(place: Place, kernel: Kernel, state: NodeState | None = None) -> dict
     build = kernel.build()
     node = {"node": node_data(state)} if state else {}
     if build is None:
-        return {"loaded": False, "cgroups": [], "maps": {}, **node}
+        return {"loaded": False, "other_versions": place.pins.foreign(), "cgroups": [], "maps": {}, **node}
     reading, now, paths = kernel.read(), time.monotonic(), place.living()
-    facts = Facts(
-        place.root, reading, paths, hooks(paths, kernel.attached(), place.root), refused_by_slot(reading.refusals)
-    )
+    hooked = hooks(paths, kernel.attached(), place.root)
+    labels = {} if state else kernel.labels()
+    facts = Facts(place.root, reading, paths, hooked, refused_by_slot(reading.refusals), labels)
     groups = grouped(reading.enrolments, state.rows if state else ())
     return {
         "loaded": True,
@@ -100,13 +100,17 @@ def refused_by_slot(refusals: Mapping[Refused, int]) -> dict[int, Counter[Refuse
 
 @dataclass(frozen=True)
 class Facts:
-    """One look at the kernel. ``paths``: cgroup id → directory; ``hooked``: as ``hooks`` says."""
+    """One look at the kernel. ``paths``: cgroup id → directory; ``hooked``: as ``hooks`` says.
+
+    ``labels`` is what an agent that does not run now has called the cgroups.
+    """
 
     root: Path
     reading: Reading
     paths: Mapping[int, Path]
     hooked: frozenset[int]
     by_slot: Mapping[int, Mapping[Refused, int]]
+    labels: Mapping[int, str]
 
     @cached_property
     def enrolled(self) -> Mapping[Path, Enrolment]:
@@ -134,11 +138,11 @@ class Facts:
             refusals.update(self.by_slot.get(slot, {}))
         filtered, processes = (row.filtered, row.processes) if row else seccomp(path) if path else (0, 0)
         flags, hook = enrolment.flags if enrolment else Flag(0), number in self.hooked
-        known = {
-            key: getattr(row, key) for key in (*names.WHO, "id", "runtime", "problem") if row and getattr(row, key)
-        }
+        label = names.label(self.labels.get(number))
+        told = {key: getattr(row, key) for key in (*names.WHO, "id", "runtime", "problem")} if row else label
+        known = {key: value for key, value in told.items() if value and key != "cgroup"}
         return {
-            "cgroup": row.cgroup if row else names.cgroup_name(path, self.root, number),
+            "cgroup": row.cgroup if row else names.cgroup_name(path, self.root, number, label.get("cgroup", "")),
             "cgroup_id": number,
             **known,
             "gone": path is None if row is None else row.gone is not None,

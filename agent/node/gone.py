@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
+from agent import names
 from agent.controller import Controller
 from agent.kernel.seam import Kernel
 from agent.node.log import log
@@ -44,11 +42,17 @@ class Gone:
 
     def remember(self, cgroup: int, label: str | None) -> None:
         """An enrolled cgroup that was gone before this agent saw it, and what an earlier one called it."""
-        known: dict[str, Any] = {}
-        with suppress(ValueError):
-            known = json.loads(label or "{}")
-        path = known.pop("cgroup", f"(gone: id {cgroup})")
-        self._rows[cgroup] = replace(Row(path, (cgroup,), gone=time.monotonic()), **known)
+        known = names.label(label)
+        self._rows[cgroup] = Row(
+            known.get("cgroup", f"(gone: id {cgroup})"),
+            (cgroup,),
+            known.get("namespace", ""),
+            known.get("pod", ""),
+            known.get("container", ""),
+            known.get("id", ""),
+            known.get("runtime", ""),
+            gone=time.monotonic(),
+        )
 
     def name(self) -> None:
         """Give names that have come after the end."""
@@ -56,11 +60,11 @@ class Gone:
             if member.identity is None or number not in self._rows:
                 del self._nameless[number]
                 continue
-            names, named = names_of(member.identity, self._namer)
+            found, named = names_of(member.identity, self._namer)
             if named:
-                late = replace(self._nameless.pop(number), names=names)
+                late = replace(self._nameless.pop(number), names=found)
                 row = self._rows[number]
-                known = (names.namespace or "", names.pod or "", names.container or "")
+                known = (found.namespace or "", found.pod or "", found.container or "")
                 self._rows[number] = replace(row, namespace=known[0], pod=known[1], container=known[2])
                 self._kernel.label(number, late.label)
 

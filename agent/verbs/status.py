@@ -59,7 +59,12 @@ def show(data: Mapping[str, Any]) -> None:
         for line in node_lines(data):
             write(line)
     if not data["loaded"]:
-        write("weir is not loaded: no rules are in force on this host")
+        others = ", ".join(data["other_versions"])
+        write(
+            f"another version of weir has rules in force here ({others}); take them over: weir load"
+            if others
+            else "weir is not loaded: no rules are in force on this host"
+        )
         return
     write(f"loaded: build {data['build']}, a refused call answers {data['errno']}")
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -15,6 +15,7 @@ from agent.cgroups import tree
 from agent.controller import Placement, compiled
 from agent.kernel.abi import SPARE, Flag
 from agent.kernel.seam import Enrolment
+from agent.status import gather
 from tests.kernel.cage import Box, Cage
 from tests.kernel.rules import allow, deny, policy
 from tests.world import World
@@ -166,6 +167,8 @@ def test_names_are_remembered_until_the_cgroup_is_withdrawn(parent: Box, tmp_pat
     kernel = parent.cage.kernel
     kernel.label(parent.id, '{"pod": "ä"}')
     assert kernel.labels()[parent.id] == '{"pod": "ä"}'
+    (shown,) = [row for row in gather(parent.cage.place, kernel)["cgroups"] if row["cgroup_id"] == parent.id]
+    assert shown["pod"] == "ä"
     with child_of(parent) as one:
         kernel.label(one.id, "{}")
         parent.cage.controller.withdraw(one.id)

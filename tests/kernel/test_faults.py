@@ -99,6 +99,7 @@ def test_pins_of_another_version(here: Site) -> None:
     assert "another version of weir (abi-99)" in said["message"]
     assert "weir unload" in said["hint"]
     assert "rules in force (abi-99)" in one_line(here.weir("unload"))["message"]
+    assert "rules in force here (abi-99)" in here.ok("status")
     here.ok("unload", "--force")
     assert not here.place.pins.root.exists()
 
