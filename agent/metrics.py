@@ -22,7 +22,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a scrape gets its facts. Whatever a call raises is a failed scrape, not a failed page."""
+    """Where a scrape gets its facts. Whatever a call raises is a failed scrape, not a failed page.
+
+    ``reported`` and ``suppressed`` are events that the agent wrote, and those that it had read and did not write.
+    """
 
     state: Callable[[], NodeState]
     read: Callable[[], Reading]
@@ -30,6 +33,7 @@ class Sources:
     attached: Callable[[], Mapping[int, frozenset[str]]]
     build: Callable[[], Build | None]
     reported: Callable[[], int]
+    suppressed: Callable[[], int] = lambda: 0
 
 
 class Collector(Collects):
@@ -52,7 +56,8 @@ class Collector(Collects):
         series = series_of(state, reading)
         if reading is not None:
             self._add_losses(series)
-        events = replace(self._events, reported=ask.reported())
+        suppressed = self._events.suppressed + ask.suppressed()
+        events = replace(self._events, reported=ask.reported(), suppressed=suppressed)
         return collect(Facts(state, reading, maps, attached, build, events, self._errors), series)
 
     def _try(self, call: Callable[[], T]) -> T | None:
