@@ -5,6 +5,7 @@ The numbers of rows with equal labels are added, because a page that has the sam
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ NOTHING = Counters(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Series:
     """What has one set of labels. ``slots`` are the distinct ones of all its cgroups, ``counters`` their sum.
 
@@ -37,7 +38,7 @@ class Series:
 
     key: Who
     who: dict[str, str]
-    slots: frozenset[int]
+    slots: tuple[int, ...]
     counters: Counters
     policy: str
     mode: str
@@ -62,11 +63,11 @@ def series_of(state: NodeState, reading: Reading | None) -> list[Series]:
 def _series(key: Who, rows: Sequence[Row], reading: Reading | None, modes: Mapping[str, str]) -> Series:
     living = [row for row in rows if row.gone is None]
     shown = living[0] if living else rows[-1]
-    slots: frozenset[int] = frozenset()
+    slots: tuple[int, ...] = ()
     counters, policy, mode = NOTHING, shown.policy, modes.get(shown.policy, "")
     if reading is not None:
         entries = reading.enrolments
-        slots = frozenset(entries[number].slot for row in rows for number in row.cgroup_ids if number in entries)
+        slots = tuple({entries[number].slot for row in rows for number in row.cgroup_ids if number in entries})
         counters = total([reading.counters[slot] for slot in slots if slot in reading.counters])
         own = next((entries[number] for number in shown.cgroup_ids if number in entries), None)
         if own is not None:
@@ -79,8 +80,14 @@ def _series(key: Who, rows: Sequence[Row], reading: Reading | None, modes: Mappi
         policy=policy,
         mode=mode,
         problem=any(row.problem for row in living),
-        layers={layer: all(row.layers.get(layer, False) for row in living) for layer in LAYERS} if living else None,
+        layers=_layers(*(all(row.layers.get(layer, False) for row in living) for layer in LAYERS)) if living else None,
     )
+
+
+@functools.cache
+def _layers(*holds: bool) -> Mapping[str, bool]:
+    """The same object for the same answer: thousands of series share a few."""
+    return dict(zip(LAYERS, holds, strict=True))
 
 
 def _in_kernel(enrolment: Enrolment, reading: Reading) -> tuple[str, str]:

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePosixPath
+from sys import intern
 
 
 class Kind(str, Enum):
@@ -26,7 +27,7 @@ class Kind(str, Enum):
     CGROUP = "cgroup"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Identity:
     """``runtime`` is "" where the path does not tell: a bare id below a pod is containerd's or cri-dockerd's.
 
@@ -108,7 +109,7 @@ def _walk(relative: PurePosixPath, root: PurePosixPath) -> tuple[Found, bool] | 
             return Found(_first(relative, i + 1), Identity(Kind.STRUCTURE)), False
         container = _container(above, name)
         if container and (not service or container[0] in _OWNED):
-            identity = Identity(Kind.CONTAINER, *container, pod_uid=pod_uid)
+            identity = Identity(Kind.CONTAINER, *map(intern, container), pod_uid=intern(pod_uid))
             return Found(_first(relative, i + 1), identity), False
         uid = "" if service else _pod(above, name)
         if uid:
@@ -123,7 +124,7 @@ def _walk(relative: PurePosixPath, root: PurePosixPath) -> tuple[Found, bool] | 
     deeper = len(names) - start < _DEEPEST
     if kind is Kind.CGROUP:
         return Found(_first(relative, plain + 1), Identity(Kind.CGROUP)), deeper
-    return Found(relative, Identity(kind, pod_uid=pod_uid)), deeper
+    return Found(relative, Identity(kind, pod_uid=intern(pod_uid))), deeper
 
 
 def _first(path: PurePosixPath, count: int) -> PurePosixPath:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from sys import intern
 
 from inotify_simple import INotify, flags
 
@@ -123,7 +124,7 @@ class Watch:
             self._bind(path, wd, seen)
         try:
             with os.scandir(directory) as entries:
-                names = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
+                names = {intern(entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)}
         except OSError:
             self._forget(path, seen)
             return
@@ -148,7 +149,7 @@ class Watch:
         known = self._children.setdefault(parent, set())
         if name in known:
             return
-        known.add(name)
+        known.add(intern(name))
         path = parent / name
         seen.appeared(path)
         self._look(path, seen)

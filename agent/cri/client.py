@@ -25,7 +25,7 @@ SANDBOX = "POD"
 _OURS = "weir.dev/"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PodInfo:
     """A pod's sandbox. ``annotations`` are those of weir only (weir.dev/…): others can be large."""
 
@@ -37,7 +37,7 @@ class PodInfo:
     annotations: Mapping[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ContainerInfo:
     """A container of a pod, whatever its state."""
 
@@ -115,23 +115,29 @@ class Client:
             raise CriUnavailable(message, "Name the socket of containerd or CRI-O with --cri") from e
 
 
+# protobuf makes a new string each time that a field is read, and a runtime says most words several times: an id is also a
+# reference, a uid also a label. Interned, each is in memory once.
+
+
 def _containers(answer: api.ListContainersResponse) -> dict[str, ContainerInfo]:
-    return {
-        container.id: ContainerInfo(container.id, intern(container.metadata.name), container.pod_sandbox_id)
-        for container in answer.containers
-    }
+    made = (
+        ContainerInfo(intern(one.id), intern(one.metadata.name), intern(one.pod_sandbox_id))
+        for one in answer.containers
+    )
+    return {container.id: container for container in made}
 
 
 def _pods(answer: api.ListPodSandboxResponse) -> dict[str, PodInfo]:
     """The pods by sandbox id, oldest first."""
-    return {
-        pod.id: PodInfo(
-            pod.id,
-            pod.metadata.uid,
+    made = (
+        PodInfo(
+            intern(pod.id),
+            intern(pod.metadata.uid),
             intern(pod.metadata.namespace),
-            pod.metadata.name,
+            intern(pod.metadata.name),
             {intern(key): intern(value) for key, value in pod.labels.items()},
             {intern(key): value for key, value in pod.annotations.items() if key.startswith(_OURS)},
         )
         for pod in sorted(answer.items, key=lambda pod: pod.created_at)
-    }
+    )
+    return {pod.sandbox_id: pod for pod in made}

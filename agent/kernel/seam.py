@@ -24,7 +24,7 @@ class Build:
     capacity: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Enrolment:
     """A cgroup's entry: its slot among the counters, its policy version, flags."""
 

@@ -37,7 +37,7 @@ class Facts:
     annotations: Mapping[str, str] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Choice:
     """A policy by its name. ``problem`` is a sentence when it is not the one that the annotation asks for."""
 

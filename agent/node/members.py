@@ -19,7 +19,7 @@ from agent.node.choose import Choice, Facts, Why, choose, choose_for_pod
 from agent.policy.model import Selector
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Names:
     """What Kubernetes calls it; None is what nobody has said yet."""
 
@@ -40,7 +40,7 @@ class Namer(Protocol):
         """The names of a pod; its ``container`` is None."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """``kind`` is None for a managed parent. ``named`` is false while the CRI may still say more."""
 
