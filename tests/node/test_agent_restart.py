@@ -295,12 +295,12 @@ def test_churn(site: AgentSite, probe: Path, door: Peer, wall: Peer) -> None:
                 assert agent.get("/metrics")[0] == 200
                 time.sleep(0.2)
         assert process.returncode == 0
+        wanted = {site.parent, *(box.label for box in living)}
         agent.until(
-            lambda: agent.metric("weir_containers", state="gone") == 0,
-            lambda: f"{agent.metric('weir_containers', state='gone')} gone ones stay",
+            lambda: {labels["cgroup"] for labels, _ in agent.samples("weir_egress_bytes_total")} == wanted,
+            lambda: f"{len(agent.samples('weir_sockets'))} are shown",
         )
-        labels = {labels["cgroup"] for labels, _ in agent.samples("weir_egress_bytes_total")}
-        assert labels == {site.parent, *(box.label for box in living)}
+        assert agent.metric("weir_containers", state="gone") == 0
         assert all(box.sent(agent) == 1 for box in living)
         agent.until(lambda: agent.metric("weir_map_entries", map="cgroups") == 4)
         agent.ready()
