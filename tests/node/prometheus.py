@@ -32,6 +32,9 @@ PATIENCE = 90.0
 
 INTERVAL = "1s"
 
+DISCOVERED = {"namespace": "weir", "pod": "weir-x7k2p", "container": "agent"}
+"""Labels of the agent's own pod, as discovery in Kubernetes gives them to a target; `honor_labels` is about these."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -150,7 +153,7 @@ def configuration(folder: Path, target: int, others: Mapping[str, int]) -> dict[
     made: dict[str, Any] = yaml.safe_load((DEPLOY / "prometheus/scrape.yaml").read_text())
     made["global"] = dict.fromkeys(made["global"], INTERVAL)
     assert len(made["scrape_configs"]) == 1
-    made["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{target}"]}]
+    made["scrape_configs"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{target}"], "labels": DISCOVERED}]
     for name, port in others.items():
         job = {"job_name": name, "honor_labels": True, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
         made["scrape_configs"].append(job)

@@ -29,7 +29,7 @@ from tests.kernel.network import quiet
 from tests.node.kubelet import Container
 from tests.node.monitored import POLICIES, Node, monitored
 from tests.node.probe import run_in
-from tests.node.prometheus import Curve
+from tests.node.prometheus import DISCOVERED, Curve
 from tests.node.remains import wait
 from tests.servers import SINK_PORT
 from tests.world import Count
@@ -131,6 +131,7 @@ def ended(node: Node) -> None:
     """A pod that is gone, a process in a cgroup that is no pod's, and a socket older than the agent: all send."""
     gone = node.start("batch", "job-0", ("/bin/send", "udp", addresses.PUBLIC, str(SINK_PORT), "40", "100", "0"))
     node.named(gone)
+    node.kubelet.wait(gone)
     node.kubelet.remove_pod(gone.pod)
     assert node.kubelet.exec(node.early, ["/bin/touch", "/tmp/go"]).code == 0
     jobs = tree.mount() / node.site.parent.strip("/") / "jobs"
@@ -266,6 +267,7 @@ def test_sums_by_namespace_and_pod(node: Node, sent: Sent) -> None:
     assert by_pod["shop", "web-0"] == sent.counts["web-0"].bytes
     assert by_pod["bank", "api-0"] == sent.counts["api-0"].bytes
     assert not node.prometheus.query('{__name__=~"weir_.*", exported_namespace!=""}')
+    assert node.prometheus.query(f'weir_ready{{pod="{DISCOVERED["pod"]}"}} == 1')
 
 
 def test_joins_with_cadvisor(node: Node, sent: Sent) -> None:
