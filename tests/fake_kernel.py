@@ -206,7 +206,9 @@ class FakeKernel:
     def label(self, cgroup_id: int, text: str) -> None:
         """One write."""
         self._step("label")
-        self.names[cgroup_id] = text
+        self.names.pop(cgroup_id, None)
+        if text:
+            self.names[cgroup_id] = text
 
     def labels(self) -> Mapping[int, str]:
         """What was labelled."""

@@ -170,7 +170,7 @@ class Kernel(Protocol):
         """Take back the slots that no cgroup has taken; they stay marked."""
 
     def label(self, cgroup_id: int, text: str) -> None:
-        """Remember what a cgroup is called: JSON of less than LABELS bytes."""
+        """Remember what a cgroup is called: JSON of less than LABELS bytes; "" forgets."""
 
     def labels(self) -> Mapping[int, str]:
         """What ``label`` remembered, by cgroup id."""

@@ -83,8 +83,11 @@ class Slots(Maps):
         return found
 
     def label(self, cgroup_id: int, text: str) -> None:
-        """Remember what a cgroup is called: JSON of less than LABELS bytes."""
+        """Remember what a cgroup is called: JSON of less than LABELS bytes; "" forgets."""
         with explained(f"name cgroup {cgroup_id}"):
+            if not text:
+                libbpf.delete(self._map("labels"), c.c_uint64(cgroup_id))
+                return
             libbpf.update(self._map("labels"), c.c_uint64(cgroup_id), abi.Labels(text.encode()))
 
     def labels(self) -> Mapping[int, str]:

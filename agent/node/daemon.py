@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 
 from agent.cgroups import roots
 from agent.cgroups.classid import require_cgroup_of_sockets
-from agent.cgroups.watch import Watch
+from agent.cgroups.watch import Changes, Watch
 from agent.errors import WeirError
 from agent.events import Pump
 from agent.kernel.keep import Keeper
@@ -145,6 +145,7 @@ class Agent:
                 kernel.attached,
                 kernel.build,
                 lambda: pump.counted.reported,
+                lambda: pump.counted.suppressed,
             )
             collector = Collector(sources, lambda error: log.warning("a scrape failed", error=str(error)))
             server = Server(
@@ -167,7 +168,8 @@ class Agent:
                     due = self._beat + self._settings.reconcile
                 if anew or full:
                     self._look(full=full)
-                if selector.select(BUSY if self._directory.busy else TICK):
+                ready = selector.select(BUSY if self._directory.busy else TICK)
+                if any(key.fileobj is self._watch for key, _ in ready):
                     time.sleep(GATHER)
                 anew = self._news()
         if self._settings.unload_on_exit:
@@ -178,7 +180,9 @@ class Agent:
         woken = False
         while _read(self._woken):
             woken = True
-        changes = self._watch.read(0)
+        changes = Changes(overflowed=True)
+        with self._noting("watch"):
+            changes = self._watch.read(0)
         born = changes.overflowed or any(
             roots.root_of(path, self._settings.roots) for path in (*changes.created, *changes.removed)
         )
@@ -199,13 +203,15 @@ class Agent:
                 self._looks += 1
                 if self._watch.limited or self._looks % REWATCH == 0:
                     self._watch.retry()
-            self._reconciler.look(self._directory.loaded, self._settings.default, full=full)
+            failed = bool(self._directory.reloads.failures)
+            self._reconciler.look(self._directory.loaded, self._settings.default, full=full, incomplete=failed)
             if self._reconciler.unnamed:
                 self._naming.miss()
             self._keeper.hold()
         with self._noting("profiles"):
             self._write_profiles()
-        self._publish()
+        with self._noting("state"):
+            self._publish()
         if full:
             memory.trim()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from agent.cgroups import roots, tree
@@ -17,27 +17,20 @@ from agent.errors import WeirError
 from agent.kernel.abi import MAX_SPARE, Flag
 from agent.kernel.seam import Enrolment, Kernel
 from agent.node import own
+from agent.node.choose import Choice, Why
 from agent.node.compiling import Loaded
+from agent.node.filters import Processes
 from agent.node.gone import Gone
 from agent.node.log import log
 from agent.node.members import Member, Namer, members
+from agent.node.rows import layers, row, words
 from agent.node.state import Row
 from agent.place import Place
-from agent.status import seccomp
 
 SPARE_SHARE = 4
 """A quarter of all slots, at most, waits for containers that are born while nobody looks."""
 
-SECCOMP_TURNS = 10
-"""A container's processes are looked at when it is new, and then at every tenth full look: /proc of a whole node is slow."""
-
-
-@dataclass(frozen=True)
-class Filters:
-    """How many of a container's processes have a seccomp filter."""
-
-    filtered: int = 0
-    processes: int = 0
+LOST = "no readable file has the policy {} now; the version that an earlier agent put in force stays"
 
 
 class Reconciler:
@@ -57,9 +50,9 @@ class Reconciler:
         self._at: dict[PurePosixPath, Member] = {}
         self._nested: dict[int, int] = {}
         self._elsewhere: dict[int, PurePosixPath] = {}
-        self._labels: dict[int, str] = {}
-        self._filters: dict[int, Filters] = {}
-        self._turn = 0
+        self._labels: dict[int, str] = {}  # an earlier agent's, of cgroups that this one has not seen
+        self._labelled: dict[int, Member] = {}
+        self._processes = Processes(place.root)
         self.roots: tuple[PurePosixPath, ...] = ()
         self.troubles: tuple[str, ...] = ()
 
@@ -69,17 +62,19 @@ class Reconciler:
             self._kernel.sweep()
             self._controller.restock()
             self._labels = dict(self._kernel.labels())
-            self._kernel.withdraw(self._labels.keys() - self._kernel.enrolments().keys())
+            for number in self._labels.keys() - self._kernel.enrolments().keys():
+                self._kernel.label(number, "")
 
     @property
     def unnamed(self) -> bool:
         """Whether the CRI may still name one of the members."""
         return any(not member.named for member in self._members.values())
 
-    def look(self, policies: Mapping[str, Loaded], default: str, *, full: bool) -> None:
+    def look(self, policies: Mapping[str, Loaded], default: str, *, full: bool, incomplete: bool = False) -> None:
         """Look at the tree and put everything in it where it belongs; ``troubles`` says what could not be done.
 
         ``full``: also what changes without a notification (processes, cgroups outside the managed parents).
+        ``incomplete``: some policies could not be read; what an earlier agent put under one of them stays under it.
         Raises WeirError when the kernel's tables cannot be read or written at all.
         """
         troubles: list[str] = []
@@ -93,29 +88,22 @@ class Reconciler:
             for root in found.found:
                 with _noting(troubles):
                     self._controller.manage(self._place.root / root)
-            self._take(policies, default)
+            self._take(policies, default, incomplete)
             self._settle_unknown(full=full)
             self._enrol({**policies, own.NAME: own.POLICY}, troubles)
             with _noting(troubles):
                 self._gone.forget({f"/{member.path}": number for number, member in self._members.items()})
             self._stock(troubles)
         if full:
-            self._look_at_processes()
+            self._processes.look(self._members.values())
         self.troubles = tuple(troubles)
 
-    def _take(self, policies: Mapping[str, Loaded], default: str) -> None:
+    def _take(self, policies: Mapping[str, Loaded], default: str, incomplete: bool) -> None:
         """Find the members anew; those that are not there any more are gone."""
-        choices = [(name, loaded.selector) for name, loaded in policies.items()]
-        current: dict[int, Member] = {}
-        for root in self.roots:
-
-            def into(path: PurePosixPath, root: PurePosixPath = root) -> bool:
-                return may_hold(path, root)
-
-            found = tree.scan(self._place.root, root, into)
-            for member in members(found, root, self._namer, choices, default, self._members):
-                current[member.cgroup] = member
+        current = self._find(policies, default)
         present = self._kernel.enrolments()
+        if incomplete:
+            current |= self._under_what_is_lost(current, present, policies)
         for number, member in self._members.items():
             if number not in current:
                 self._is_gone(member, present)
@@ -130,13 +118,37 @@ class Reconciler:
         self._members = current
         self._at = {member.path: member for member in current.values()}
 
+    def _find(self, policies: Mapping[str, Loaded], default: str) -> dict[int, Member]:
+        choices = [(name, loaded.selector) for name, loaded in policies.items()]
+        found: dict[int, Member] = {}
+        for root in self.roots:
+
+            def into(path: PurePosixPath, root: PurePosixPath = root) -> bool:
+                return may_hold(path, root)
+
+            paths = tree.scan(self._place.root, root, into)
+            for member in members(paths, root, self._namer, choices, default, self._members):
+                found[member.cgroup] = member
+        return found
+
+    def _under_what_is_lost(
+        self, current: Mapping[int, Member], present: Mapping[int, Enrolment], policies: Mapping[str, Loaded]
+    ) -> dict[int, Member]:
+        """Members that are under a policy which is in no readable file any more: an agent that starts then has no other."""
+        names = {number: version.name for number, version in self._kernel.versions().items()}
+        lost = {number: names.get(present[number].policy, "") for number in current if number in present}
+        return {
+            number: replace(current[number], choice=Choice(name, Why.DEFAULT, LOST.format(name)))
+            for number, name in lost.items()
+            if name and name not in policies and name != own.NAME
+        }
+
     def _is_gone(self, member: Member, present: Mapping[int, Enrolment]) -> None:
-        row = self._row(member, present, {}, self._inside().get(member.cgroup, ()))
-        if row.cgroup_ids:
-            self._gone.add(member, row)
-        for nested in row.cgroup_ids:
+        last = row(member, present, {}, self._inside().get(member.cgroup, ()), self._processes.of(member.cgroup))
+        if last.cgroup_ids:
+            self._gone.add(member, last)
+        for nested in last.cgroup_ids:
             self._nested.pop(nested, None)
-        self._filters.pop(member.cgroup, None)
 
     def _inside(self) -> dict[int, list[int]]:
         """Container → the enrolled cgroups nested in it."""
@@ -191,6 +203,8 @@ class Reconciler:
         numbers: dict[str, int] = {}
         flags: dict[str, Flag] = {}
         for name in dict.fromkeys(member.choice.policy for member in self._members.values()):  # the parents' first
+            if name not in policies:
+                continue  # as ``_under_what_is_lost`` says
             with _noting(troubles):
                 numbers[name] = self._controller.install(policies[name].compiled)
                 flags[name] = policies[name].compiled.version.flags
@@ -214,6 +228,8 @@ class Reconciler:
         """Born under a managed parent, a container can have no socket of unknown origin; found running, it may."""
         if member.identity is None:
             return Flag.PARENT
+        if member.cgroup in present:  # how it was enrolled stays
+            return Flag.PARENT if member.is_parent else Flag(0)
         above = (present.get(self._at[path].cgroup) for path in member.path.parents if path in self._at)
         born = any(entry and entry.flags & Flag.PARENT for entry in above)
         return (Flag.PARENT if member.is_parent else Flag(0)) | (Flag.BORN if born else Flag(0))
@@ -239,13 +255,16 @@ class Reconciler:
 
     def _label(self, troubles: list[str]) -> None:
         present = self._kernel.enrolments()
-        self._labels = {number: text for number, text in self._labels.items() if number in present}
-        for number, member in self._members.items():
-            text = member.label
-            if number in present and self._labels.get(number) != text:
+        current = {number: member for number, member in self._members.items() if number in present}
+        for number, member in current.items():
+            if self._labelled.get(number) != member:
                 with _noting(troubles):
-                    self._kernel.label(number, text)
-                    self._labels[number] = text
+                    text = member.label
+                    if self._labels.get(number) != text:
+                        self._kernel.label(number, text)
+                    self._labelled[number] = member
+        self._labels = {n: text for n, text in self._labels.items() if n in present and n not in self._labelled}
+        self._labelled = {n: member for n, member in self._labelled.items() if n in current}
 
     def _stock(self, troubles: list[str]) -> None:
         build = self._kernel.build()
@@ -256,66 +275,27 @@ class Reconciler:
                 self._gone.make_room(missing)
                 self._controller.stock(wanted)
 
-    def _look_at_processes(self) -> None:
-        self._turn = (self._turn + 1) % SECCOMP_TURNS
-        for index, (number, member) in enumerate(self._members.items()):
-            if member.is_parent:
-                continue
-            known = self._filters.get(number)
-            if known is None or index % SECCOMP_TURNS == self._turn:
-                self._filters[number] = Filters(*seccomp(self._place.root / member.path))
-
     def rows(self) -> tuple[Row, ...]:
         """Everything that is or was enrolled and still has counters."""
         present, attached = self._kernel.enrolments(), self._kernel.attached()
         covered = {root: self._is_attached(root, attached) for root in self.roots}
         inside = self._inside()
         found = [
-            self._row(member, present, covered, inside.get(number, ())) for number, member in self._members.items()
+            row(member, present, covered, inside.get(number, ()), self._processes.of(number))
+            for number, member in self._members.items()
         ]
         names = {number: version.name for number, version in self._kernel.versions().items()}
         for number, path in self._elsewhere.items():
             if number in present:
                 parent = self._is_attached(path, attached)
-                layers = {"hooks": parent, "packets": parent, "seccomp": False, "lsm": False}
-                found.append(Row(f"/{path}", (number,), policy=names.get(present[number].policy, ""), layers=layers))
+                policy = names.get(present[number].policy, "")
+                found.append(Row(f"/{path}", (number,), policy=policy, layers=layers(parent, False)))
         return (*found, *self._gone.rows())
 
     def _is_attached(self, root: PurePosixPath, attached: Mapping[int, frozenset[str]]) -> bool:
         with suppress(WeirError):
             return self._controller.parent_of(self._place.root / root, attached) is not None
         return False
-
-    def _row(
-        self,
-        member: Member,
-        present: Mapping[int, Enrolment],
-        covered: Mapping[PurePosixPath, bool],
-        nested: Iterable[int],
-    ) -> Row:
-        identity, filters = member.identity, self._filters.get(member.cgroup, Filters())
-        hooks = member.cgroup in present and any(
-            holds for root, holds in covered.items() if member.path.is_relative_to(root)
-        )
-        return Row(
-            f"/{member.path}",
-            tuple(number for number in (member.cgroup, *nested) if number in present),
-            member.names.namespace or "",
-            member.names.pod or "",
-            member.names.container or "",
-            identity.id if identity else "",
-            identity.runtime if identity else "",
-            member.choice.policy,
-            member.choice.problem,
-            {
-                "hooks": hooks,
-                "packets": hooks,
-                "seccomp": 0 < filters.processes == filters.filtered,
-                "lsm": False,
-            },
-            filters.processes,
-            filters.filtered,
-        )
 
 
 def _differs(wanted: Placement, present: Mapping[int, Enrolment]) -> bool:
@@ -330,20 +310,14 @@ def _differs(wanted: Placement, present: Mapping[int, Enrolment]) -> bool:
 
 def _tell(member: Member, before: Member | None) -> None:
     """Log a container that is new, and one that is now called something else or under another policy."""
-    words = _words(member)
-    if before is None or words != _words(before):
-        log.info("found" if before is None else "changed", cgroup=f"/{member.path}", **words)
+    said = words(member)
+    if before is None or said != words(before):
+        log.info("found" if before is None else "changed", cgroup=f"/{member.path}", **said)
     if member.choice.problem and (before is None or before.choice.problem != member.choice.problem):
         who = "/".join(filter(None, (member.names.namespace, member.names.pod, member.names.container)))
         log.warning(
             f"{who}: {member.choice.problem}", cgroup=f"/{member.path}"
         )  # one message each: equal ones are held back
-
-
-def _words(member: Member) -> dict[str, str]:
-    names = member.names
-    known = {"namespace": names.namespace, "pod": names.pod, "container": names.container}
-    return {key: value for key, value in known.items() if value} | {"policy": member.choice.policy}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 
 from tests.kernel.site import remove
 from tests.node.agent import AgentSite, agent_site
-from tests.node.test_agent import closed
+from tests.node.probe import closed
 
 
 @pytest.fixture
