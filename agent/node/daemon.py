@@ -191,7 +191,7 @@ class Agent:
                 log.info("policies changed", policies=", ".join(self._directory.loaded))
                 born = True
             if self._directory.reloads is not self._told:
-                self._told = self._directory.reloads
+                self._told, born = self._directory.reloads, True  # to be published, also when nothing else follows
                 for file, problem in self._told.failures.items():
                     log.warning(f"policy file {file} is not used", problem=problem)  # equal messages are held back
         return woken or born or self._keeper.is_orphaned or bool(self._troubles)

@@ -20,7 +20,7 @@ EACCES = 13
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, node: Containerd, door: Peer) -> Iterator[AgentSite]:
     with agent_site(tmp_path_factory.mktemp("site"), node.cgroups) as made:
-        made.options = {"--cri": str(node.socket), "--default": "closed"}
+        made.options = {"--cri": str(node.socket), "--default": "closed", "--reconcile": "1h"}  # all by notification
         made.write("50-closed", closed("closed", door.port))
         made.write("60-strict", closed("strict", door.port))
         made.write("10-front", closed("front", door.port, "{namespaces: ['team-*'], containers: ['front*']}"))

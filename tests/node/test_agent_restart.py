@@ -171,6 +171,8 @@ def test_load_and_unload_beneath_it(site: AgentSite, box: Box, probe: Path, door
         known(agent, last)
         lines = len(agent.events())
         agent.until(lambda: last.refused() and len(agent.events()) > lines, lambda: "events have ended")
+        assert box.sent(agent) == 9
+        assert site.log.read_text().count("programs loaded") == 1
         assert agent.end() == 0
         assert box.refused()
 
