@@ -149,7 +149,7 @@ def agent(
     whether the agent runs or not; each container then gets its own policy: by its pod's annotation weir.dev/policy, else
     by the first policy whose selector matches, else the default. Stopping the agent leaves all rules in force.
 
-    Each option can be given by the environment too: --log-format as WEIR_LOG_FORMAT, and so on.
+    Each option can be given by the environment too: --log-format as WEIR_LOG_FORMAT, and so on; --policies as WEIR_POLICY_DIR.
     """
     from agent.node.daemon import Agent
 
