@@ -116,7 +116,7 @@ def test_an_annotation_that_names_no_policy(
 
     path = site.write("70-mine", closed("mine", door.port))
     under(agent, pod, "main", "mine")
-    assert not agent.samples("weir_policy_mismatch", **who)
+    agent.until(lambda: not agent.samples("weir_policy_mismatch", **who))
     path.unlink()
     under(agent, pod, "main", "closed")
     agent.until(lambda: agent.metric("weir_policy_mismatch", **who) == 1)
