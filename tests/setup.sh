@@ -14,8 +14,8 @@ declare -A packages=(
 	# memory of maps; kill -9 at the n-th system call. With a question mark: only where the archive has it; Ubuntu 24.04
 	# has no package bpftool. Nodes as they are: containerd with its CRI socket, runc alone, Podman, and containers of one
 	# static program, busybox. Prometheus: promtool for the rules, the server for scrapes.
-	# Certificates for the agent's server: openssl. Another clock for one process: faketime.
-	[test]="gcc libc6-dev musl-tools strace bpftool? containerd runc podman busybox-static prometheus openssl faketime"
+	# Certificates for the agent's server: openssl.
+	[test]="gcc libc6-dev musl-tools strace bpftool? containerd runc podman busybox-static prometheus openssl"
 	[lint]="shellcheck clang-format"
 	# Other kernels under QEMU.
 	[vm]="qemu-system-x86 kmod busybox-static debian-archive-keyring"

@@ -7,20 +7,16 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
 from agent.kernel.pins import Pins
-from tests import need
 from tests.kernel.prefixes import without
 from tests.node.containerd import Containerd
 from tests.node.faults import Node, ended, in_mounts_of, keeping_mounts_of, plain_node
 from tests.node.kubelet import Kubelet
 from tests.node.probe import Peer, closed
-
-DAYS = 5
 
 
 @pytest.fixture(name="here")
@@ -165,60 +161,78 @@ def test_pins_of_another_version(here: Node) -> None:
         assert ended(agent) == 1
     assert "another version of weir (abi-99)" in here.site.log.read_text()
     here.works("web")
+    pins.remove_base(pins.base)  # empty
     (pins.root / "abi-99").rename(pins.base)
     with here.agent() as agent:
         here.await_exact(agent)
         here.lives(agent)
 
 
-@pytest.fixture
-def library() -> Path:
-    """What makes another clock of the system's, for one process."""
-    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-    if not found:
-        need.skip("needs the package faketime")
-    return found[0]
+def empty(directory: Path) -> None:
+    for file in directory.iterdir():
+        file.unlink()
 
 
-def test_clock_stepped(here: Node, tmp_path: Path, library: Path) -> None:
-    """By days, forwards and backwards. What has a duration does not notice; what has a date has the new one."""
-    clock = tmp_path / "clock"
-    clock.write_text("+0d")
-    fake = ["env", f"LD_PRELOAD={library}", f"FAKETIME_TIMESTAMP_FILE={clock}", "FAKETIME_NO_CACHE=1"]
-    fake += ["FAKETIME_DONT_FAKE_MONOTONIC=1", "NO_FAKE_STAT=1"]
-    here.site.options["--retain"] = "1h"
-    with here.agent(prefix=fake) as agent:
-        here.works("gone")
+def remove(directory: Path) -> None:
+    empty(directory)
+    directory.rmdir()
+
+
+def make_a_file(directory: Path) -> None:
+    remove(directory)
+    directory.write_text("not a directory")
+
+
+def close(directory: Path) -> None:
+    directory.chmod(0)
+
+
+def break_file(directory: Path) -> None:
+    (directory / "closed.yaml").write_text("spec: {egress: [")
+
+
+def close_file(directory: Path) -> None:
+    (directory / "closed.yaml").chmod(0)
+
+
+def test_policy_directory_damaged(here: Node) -> None:
+    """Whatever becomes of it, what was in force stays; an agent that begins with it so says what is wrong, and ends."""
+    directory = here.site.policies
+    as_in_a_pod = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    damages = (empty, remove, make_a_file, close, break_file, close_file)
+    with here.agent(prefix=as_in_a_pod) as agent:
+        before = here.settled(agent)
+        for number, damage in enumerate(damages):
+            failures = agent.metric("weir_policy_reload_failures_total")
+            damage(directory)
+            agent.until(lambda f=failures: agent.metric("weir_policy_reload_failures_total") == f + 1)
+            assert agent.status()["node"]["reloads"]["failures"], damage
+            assert agent.metric("weir_policy_file_invalid") >= 1
+            here.works("web")
+            here.works(f"new-{number}")
+            mend(here)
+            agent.until(lambda: not agent.status()["node"]["reloads"]["failures"])
+            assert agent.metric("weir_policy_file_invalid") == 0
         here.await_exact(agent)
-        here.cgroup("gone").rmdir()
-        agent.until(lambda: not agent.samples("weir_enforced", cgroup=here.label("gone")))
-        for number, days in enumerate((DAYS, -DAYS, 0)):
-            clock.write_text(f"{days:+}d")
-            here.works(f"web-{number}")
-            here.await_exact(agent)
-            agent.until(lambda n=number: any(event["cgroup"] == here.label(f"web-{n}") for event in agent.events()))
-            event = next(event for event in agent.events() if event["cgroup"] == here.label(f"web-{number}"))
-            ahead = datetime.fromisoformat(event["time"]) - datetime.now(timezone.utc)
-            assert round(ahead.total_seconds() / 86400) == days
-            here.site.write("closed", closed("closed", here.door.port, rule=f"door-{number}"))
-            agent.until(lambda n=number: agent.metric("weir_policy_reload_successes_total") == n + 2)
-            here.lives(agent)
-        assert agent.get("/readyz")[0] == 200
-        here.await_exact(agent)
-
-
-def test_clock_stepped_forgets_in_time(here: Node, tmp_path: Path, library: Path) -> None:
-    """A container that is gone goes, when the clock has gone back by days."""
-    clock = tmp_path / "clock"
-    clock.write_text("+0d")
-    fake = ["env", f"LD_PRELOAD={library}", f"FAKETIME_TIMESTAMP_FILE={clock}", "FAKETIME_NO_CACHE=1"]
-    here.site.options["--retain"] = "2s"
-    with here.agent(prefix=[*fake, "FAKETIME_DONT_FAKE_MONOTONIC=1", "NO_FAKE_STAT=1"]) as agent:
-        room = here.room()
-        here.works("gone")
-        here.await_exact(agent)
-        clock.write_text(f"-{DAYS}d")
-        here.cgroup("gone").rmdir()
-        agent.until(lambda: here.room() >= room)
-        assert not agent.samples("weir_egress_bytes_total", cgroup=here.label("gone"))
+        here.leaks_nothing(agent, before, watches=len(damages) + 1)
         here.lives(agent)
+        assert agent.end() == 0
+    for damage in (remove, close, break_file):
+        damage(directory)
+        with here.agent(prefix=as_in_a_pod, ready=False) as agent:
+            status, said = ended(agent), here.site.log.read_text()
+        assert (status, "weir: there is no default policy 'closed'" in said) == (1, True) or "is not readable" in said
+        here.site.log.unlink()
+        here.works("web")
+        mend(here)
+
+
+def mend(here: Node) -> None:
+    """The directory as it was."""
+    if here.site.policies.is_file():
+        here.site.policies.unlink()
+    here.site.policies.mkdir(exist_ok=True)
+    here.site.policies.chmod(0o755)
+    path = here.site.policies / "closed.yaml"
+    path.unlink(missing_ok=True)
+    here.site.write("closed", closed("closed", here.door.port))
