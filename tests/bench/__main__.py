@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,13 +10,11 @@ from pathlib import Path
 
 import click
 
-from agent.cgroups import tree
-from agent.kernel.pins import Pins
 from agent.place import Place
-from tests.bench import once, results
+from tests.bench import agent, once, results
 from tests.bench.clients import CORE, Arm, Samples, compile_client, measure
 from tests.bench.figures import BARE, EMPTY, OUTSIDE, weir
-from tests.bench.place import PREFIXES, policy_with, prepare
+from tests.bench.place import PREFIXES, own_place, policy_with, prepare
 from tests.bench.programs import Empty, Weir
 from tests.world import World
 
@@ -68,13 +65,6 @@ def paid_once(place: Place, times: int, cgroups: int) -> list[once.Cost]:
     return costs
 
 
-def own_place() -> Place:
-    """Pins and cgroups of this run alone."""
-    name = f"weir-bench-{os.getpid()}-{secrets.token_hex(4)}"
-    root = tree.mount()
-    return Place(Pins(Path("/sys/fs/bpf") / name), root, root / name)
-
-
 @click.command()
 @click.option(
     "--rounds", default=5, show_default=True, help="How often each workload gets fresh clients, for each load."
@@ -83,16 +73,21 @@ def own_place() -> Place:
 @click.option("--loads", default=5, show_default=True, help="How often the programs are loaded anew: see RESULTS.md.")
 @click.option("--times", default=5, show_default=True, help="How often what is paid once is measured.")
 @click.option("--cgroups", default=1000, show_default=True, help="Cgroups of the policy switch.")
+@click.option("--containers", default=1000, show_default=True, help="Containers of the agent's node.")
+@click.option("--seconds", default=60.0, show_default=True, help="How long an idle agent is watched.")
 @click.option("--output", type=click.Path(path_type=Path), default=results.FILE, show_default=True)
-def main(rounds: int, turns: int, loads: int, times: int, cgroups: int, output: Path) -> None:
+def main(
+    rounds: int, turns: int, loads: int, times: int, cgroups: int, containers: int, seconds: float, output: Path
+) -> None:
     """Measure, and write the results."""
+    of_agent = agent.costs(containers, 10 * containers, seconds, 40 * times)
     costs = paid_once(own_place(), times, cgroups)
     samples: Samples = {}
     for number in range(loads):
         for key, values in traffic(own_place(), rounds, turns).items():
             samples.setdefault(key, []).extend(values)
         click.echo(f"load {number + 1} of {loads} measured")
-    output.write_text(results.text(samples, costs, loads))
+    output.write_text(results.text(samples, costs, of_agent, loads))
     click.echo(f"written: {output}")
 
 

@@ -179,5 +179,10 @@ def map_memory(pins: Pins) -> float:
 def middle(cost: Cost) -> str:
     """The median with its range."""
     if len(cost.values) == 1:
-        return f"{cost.values[0]:,.1f} {cost.unit}"
-    return f"{median(cost.values):,.1f} {cost.unit} ({min(cost.values):,.1f} to {max(cost.values):,.1f})"
+        return f"{_digits(cost.values[0])} {cost.unit}"
+    return f"{_digits(median(cost.values))} {cost.unit} ({_digits(min(cost.values))} to {_digits(max(cost.values))})"
+
+
+def _digits(value: float) -> str:
+    """Three that matter, or as many as there are before the point and one more."""
+    return f"{value:,.{1 if value >= 10 else 2}f}"

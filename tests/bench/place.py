@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
+import secrets
 from pathlib import Path
 
+from agent.cgroups import tree
+from agent.kernel.pins import Pins
+from agent.place import Place
 from agent.policy.find import load as load_policy
 from agent.policy.model import Action, Policy, Prefix, Rule
 from tests.addresses import PUBLIC
@@ -22,6 +27,13 @@ _DROPPING = "drop0"
 _EPHEMERAL = "32768-60999"  # net.ipv4.ip_local_port_range: where client.c's server listens
 
 PREFIXES = (10, 1_000, 100_000)
+
+
+def own_place() -> Place:
+    """Pins and cgroups of this run alone."""
+    name = f"weir-bench-{os.getpid()}-{secrets.token_hex(4)}"
+    root = tree.mount()
+    return Place(Pins(Path("/sys/fs/bpf") / name), root, root / name)
 
 
 def prepare(world: World) -> None:

@@ -35,6 +35,13 @@ Budgets: added to floor at most 1.5 (aim 1.25); a stream at most 1.01 times (thr
 times what 10 cost; outside no measurable cost.
 """
 
+AGENT = """\
+`weir agent` as it is installed, on a node of made-up pods: real cgroups as CRI-O lays them out, one container in each, named
+by a CRI of the tests' own. So 1,000 containers are 2,001 entries, those of the pods and of the managed parent among them.
+Scrapes ask as Prometheus does, for gzip. CPU is that of the whole process, all threads.
+
+"""
+
 TAIL = """
 ## What stands in the way of a budget
 
@@ -59,7 +66,7 @@ def processor() -> str:
     return platform.machine()
 
 
-def text(samples: Samples, costs: Sequence[Cost], loads: int) -> str:
+def text(samples: Samples, costs: Sequence[Cost], of_agent: Sequence[Cost], loads: int) -> str:
     """The whole file."""
     turns = len(next(iter(samples.values())))
     parts = [
@@ -85,6 +92,12 @@ def text(samples: Samples, costs: Sequence[Cost], loads: int) -> str:
             parts.append(f"{row}{compared}{to_floor}\n")
         few, many = (figure(samples, workload.name, weir(n)).median for n in (PREFIXES[0], PREFIXES[-1]))
         parts.append(f"\nGrowth from {PREFIXES[0]} to {PREFIXES[-1]:,} prefixes: {many / few:.3f} times.\n")
-    parts.append("\n## Paid once\n\n| what | median (min to max) | |\n|---|---|---|\n")
-    parts += [f"| {cost.name} | {middle(cost)} | {cost.note} |\n" for cost in costs]
+    parts.append(table("Paid once", costs))
+    parts.append(table("The agent", of_agent, AGENT))
     return "".join([*parts, TAIL])
+
+
+def table(title: str, costs: Sequence[Cost], remarks: str = "") -> str:
+    """One section of costs."""
+    rows = "".join(f"| {cost.name} | {middle(cost)} | {cost.note} |\n" for cost in costs)
+    return f"\n## {title}\n\n{remarks}| what | median (min to max) | |\n|---|---|---|\n{rows}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests import need
 
 _ROOT = Path(__file__).resolve().parents[2]
-_SHORT = ("--rounds=1", "--turns=2", "--loads=1", "--times=1", "--cgroups=3")
+_SHORT = ("--rounds=1", "--turns=2", "--loads=1", "--times=1", "--cgroups=3", "--containers=3", "--seconds=1")
 
 
 def test_the_benchmark_runs(tmp_path: Path) -> None:
@@ -22,4 +22,6 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     text = output.read_text()
     assert text.count("| empty programs |") == 5
     assert "nan" not in text
+    assert "## The agent" in text
+    assert text.count("containers") > 10
     assert not list(Path("/sys/fs/bpf").glob(f"weir-bench-{bench.pid}-*"))
