@@ -1,24 +1,22 @@
-/* The pinned maps. BCC opens a pin that exists and makes one that does not: state outlives the loader. */
+/* The maps. The loader pins them, or puts those that are pinned in their place: state outlives it. */
 
-#ifndef WEIR_PINS
-#error "the loader defines WEIR_PINS, the directory of the pins, and WEIR_MAX_CONTAINERS"
+#ifndef WEIR_MAX_CONTAINERS
+#error "the loader defines WEIR_MAX_CONTAINERS"
 #endif
-#define WEIR_PIN(name) WEIR_PINS "/" name
 
-BPF_TABLE_PINNED("array", u32, struct weir_config, config, 1, WEIR_PIN("config"));
-BPF_TABLE_PINNED("hash", u64, struct weir_enrolled, cgroups, WEIR_MAX_CONTAINERS, WEIR_PIN("cgroups"));
-BPF_TABLE_PINNED("percpu_array", u32, struct weir_counters, counters, WEIR_MAX_CONTAINERS, WEIR_PIN("counters"));
-BPF_TABLE_PINNED("array", u32, struct weir_bucket, buckets, WEIR_MAX_CONTAINERS, WEIR_PIN("buckets"));
+BPF_TABLE("array", u32, struct weir_config, config, 1);
+BPF_TABLE("hash", u64, struct weir_enrolled, cgroups, WEIR_MAX_CONTAINERS);
+BPF_TABLE("percpu_array", u32, struct weir_counters, counters, WEIR_MAX_CONTAINERS);
+BPF_TABLE("array", u32, struct weir_bucket, buckets, WEIR_MAX_CONTAINERS);
 /* Slots for cgroups that are born without user space, and what user space remembers of each slot (the programs do not
  * read `slots` and `labels`): WEIR_SPARE, or the slot that its counts are added to, or 0. */
-BPF_QUEUESTACK_PINNED("queue", spare, u32, WEIR_MAX_SPARE, 0, WEIR_PIN("spare"));
-BPF_TABLE_PINNED("array", u32, u32, slots, WEIR_MAX_CONTAINERS, WEIR_PIN("slots"));
-BPF_TABLE_PINNED("hash", u64, struct weir_labels, labels, WEIR_MAX_CONTAINERS, WEIR_PIN("labels"), BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("sk_storage", int, struct weir_socket, sockets, 0, WEIR_PIN("sockets"),
-		 BPF_F_NO_PREALLOC | BPF_F_CLONE);
-BPF_TABLE_PINNED("percpu_array", u32, struct weir_verdict, verdicts, WEIR_VERDICTS, WEIR_PIN("verdicts"));
-BPF_TABLE_PINNED("hash", struct weir_refusal, u64, refusals, WEIR_MAX_REFUSALS, WEIR_PIN("refusals"));
-BPF_TABLE_PINNED("lru_hash", struct weir_peer, u32, peers, WEIR_MAX_PEERS, WEIR_PIN("peers"));
+BPF_QUEUESTACK("queue", spare, u32, WEIR_MAX_SPARE, 0);
+BPF_TABLE("array", u32, u32, slots, WEIR_MAX_CONTAINERS);
+BPF_F_TABLE("hash", u64, struct weir_labels, labels, WEIR_MAX_CONTAINERS, BPF_F_NO_PREALLOC);
+BPF_F_TABLE("sk_storage", int, struct weir_socket, sockets, 0, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+BPF_TABLE("percpu_array", u32, struct weir_verdict, verdicts, WEIR_VERDICTS);
+BPF_TABLE("hash", struct weir_refusal, u64, refusals, WEIR_MAX_REFUSALS);
+BPF_TABLE("lru_hash", struct weir_peer, u32, peers, WEIR_MAX_PEERS);
 
 /* A policy version: user space makes the inner maps, of the shape of these. Without BTF, unlike BCC's own macros: from
  * 5.15 to 6.1 a map with BTF and one without never count as the same shape (timer_off, bpf_map_meta_equal). */
@@ -34,11 +32,11 @@ BPF_TABLE_PINNED("lru_hash", struct weir_peer, u32, peers, WEIR_MAX_PEERS, WEIR_
 
 WEIR_INNER_MAP("lpm_trie", struct weir_prefix, struct weir_entry, one_addresses, 1, BPF_F_NO_PREALLOC);
 WEIR_INNER_MAP("lpm_trie", struct weir_ports, struct weir_clause, one_clauses, 1, BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("hash_of_maps$one_addresses", u32, u32, addresses, WEIR_MAX_POLICIES, WEIR_PIN("addresses"));
-BPF_TABLE_PINNED("hash_of_maps$one_clauses", u32, u32, clauses, WEIR_MAX_POLICIES, WEIR_PIN("clauses"));
-BPF_TABLE_PINNED("hash", u32, struct weir_policy, policies, WEIR_MAX_POLICIES, WEIR_PIN("policies"));
+BPF_TABLE("hash_of_maps$one_addresses", u32, u32, addresses, WEIR_MAX_POLICIES);
+BPF_TABLE("hash_of_maps$one_clauses", u32, u32, clauses, WEIR_MAX_POLICIES);
+BPF_TABLE("hash", u32, struct weir_policy, policies, WEIR_MAX_POLICIES);
 
-/* BCC 0.26 has no macro for a pinned ring buffer; the members are those of its BPF_RINGBUF_OUTPUT. */
+/* As BCC's BPF_RINGBUF_OUTPUT, which counts in pages. */
 struct events_table_t {
 	int key;
 	u32 leaf;
@@ -49,7 +47,7 @@ struct events_table_t {
 	u64 (*ringbuf_query)(u64);
 	u32 max_entries;
 };
-__attribute__((section("maps/ringbuf:" WEIR_PIN("events")))) struct events_table_t events = {
+__attribute__((section("maps/ringbuf"))) struct events_table_t events = {
 	.max_entries = WEIR_EVENTS_BYTES,
 };
 

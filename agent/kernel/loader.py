@@ -45,11 +45,11 @@ def load(pins: Pins, capacity: int) -> dict[str, Any]:
     program = source.text(folder)
     try:
         has_retval = True
-        descriptors = compile_and_load(folder, program, compiler_flags(pins, capacity, has_retval=True))
+        descriptors = compile_and_load(pins, folder, program, compiler_flags(capacity, has_retval=True))
     except WeirError:
         # Before Linux 5.18 there is no bpf_set_retval: try, never compare versions. What fails again has another cause.
         has_retval = False
-        descriptors = compile_and_load(folder, program, compiler_flags(pins, capacity, has_retval=False))
+        descriptors = compile_and_load(pins, folder, program, compiler_flags(capacity, has_retval=False))
     with explained("pin the programs"):
         for name, fd in descriptors.items():
             replace_everywhere(pins, name, fd)
@@ -59,14 +59,14 @@ def load(pins: Pins, capacity: int) -> dict[str, Any]:
     return {"has_retval": has_retval}
 
 
-def compiler_flags(pins: Pins, capacity: int, *, has_retval: bool) -> tuple[str, ...]:
+def compiler_flags(capacity: int, *, has_retval: bool) -> tuple[str, ...]:
     """The constants of this load."""
-    flags = ("-Wno-macro-redefined", f'-DWEIR_PINS="{pins.maps}"', f"-DWEIR_MAX_CONTAINERS={capacity}")
+    flags = ("-Wno-macro-redefined", f"-DWEIR_MAX_CONTAINERS={capacity}")
     return (*flags, "-DWEIR_SET_RETVAL") if has_retval else flags
 
 
-def compile_and_load(folder: Path, program: str, flags: tuple[str, ...]) -> Mapping[str, int]:
-    """Program name → descriptor of a loaded program.
+def compile_and_load(pins: Pins, folder: Path, program: str, flags: tuple[str, ...]) -> Mapping[str, int]:
+    """Program name → descriptor of a loaded program. It uses the pinned maps; those that were missing are pinned at the end.
 
     Raises WeirError with the last lines of the compiler's or verifier's log.
     """
@@ -78,6 +78,7 @@ def compile_and_load(folder: Path, program: str, flags: tuple[str, ...]) -> Mapp
                 module = BPF(text=program, cflags=list(flags))
             except Exception as e:  # BCC raises no narrower type
                 raise WeirError(f"BCC cannot compile the programs\n{log.tail()}", "See: weir probe") from e
+            fresh = put_pinned_maps(pins, module)
             descriptors = {}
             for name, (kind, attach_type) in abi.PROGRAMS.items():
                 try:
@@ -88,8 +89,30 @@ def compile_and_load(folder: Path, program: str, flags: tuple[str, ...]) -> Mapp
                         "See what this kernel offers: weir probe",
                     ) from e
                 descriptors[name] = function.fd
+    with explained("pin the maps"):
+        for name, fd in fresh.items():
+            libbpf.obj_pin(fd, pins.maps / name)
     keep.append(module)
     return descriptors
+
+
+def put_pinned_maps(pins: Pins, module: Any) -> Mapping[str, int]:
+    """Put each pinned map in the place of the one that BCC has just made; returns the maps without a pin: name → descriptor.
+
+    BCC can open pins, too, but by the ids of maps, which takes CAP_SYS_ADMIN. Programs name maps by descriptor, and none is loaded
+    yet.
+    """
+    fresh = {}
+    with explained("open the pinned maps"):
+        for name in abi.MAPS:
+            fd = binding().lib.bpf_table_fd(module.module, name.encode())
+            if (pins.maps / name).exists():
+                pinned = libbpf.obj_get(pins.maps / name)
+                os.dup2(pinned, fd, inheritable=False)
+                os.close(pinned)
+            else:
+                fresh[name] = fd
+    return fresh
 
 
 def binding() -> Any:

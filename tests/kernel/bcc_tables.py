@@ -6,12 +6,10 @@ import ctypes
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from agent.kernel import abi, source
 from agent.kernel.loader import compiler_flags
-from agent.kernel.pins import Pins
 
 
 def described(made: Any) -> dict[str, Any]:
@@ -26,13 +24,13 @@ def described(made: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compile the programs at the pins of the first argument and describe their tables."""
+    """Compile the programs and describe their tables."""
     from bcc import BPF
 
     folder = source.directory()
     with source.header_tree(folder) as tree:
         os.environ["BCC_KERNEL_SOURCE"] = str(tree)
-        flags = compiler_flags(Pins(Path(sys.argv[1])), 16, has_retval=False)
+        flags = compiler_flags(16, has_retval=False)
         module = BPF(text=source.text(folder), cflags=list(flags))
     names = [name for name in abi.MAPS if name not in ("events", "spare", "sockets", "addresses", "clauses")]
     tables = {name: module[name] for name in (*names, "one_addresses", "one_clauses")}

@@ -5,10 +5,8 @@ from __future__ import annotations
 import ctypes as c
 import json
 import os
-import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from typing import Any
 import pytest
 
 from agent.kernel import abi, libbpf
-from agent.kernel.pins import Pins
 from tests import need
 from tests.kernel.cage import Cage
 
@@ -42,20 +39,16 @@ CAPACITIES = {
 
 
 @pytest.fixture(scope="module")
-def in_bcc() -> Iterator[dict[str, Any]]:
-    """What BCC says, in a process of its own and with pins of its own."""
+def in_bcc() -> dict[str, Any]:
+    """What BCC says, in a process of its own."""
     need.root()
     if find_spec("bcc") is None:
         need.skip("needs BCC: python3-bpfcc")
-    pins = Pins(Path("/sys/fs/bpf") / f"weir-test-{os.getpid()}-{secrets.token_hex(2)}")
-    pins.make()
-    try:
-        command = [sys.executable, "-m", "tests.kernel.bcc_tables", str(pins.root)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-        assert done.returncode == 0, done.stderr
-        yield json.loads(done.stdout)
-    finally:
-        pins.remove()
+    command = [sys.executable, "-m", "tests.kernel.bcc_tables"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 def described(twin: Any) -> dict[str, Any]:

@@ -160,7 +160,7 @@ folder, text = source.directory(), source.text(source.directory())
 entry = "int weir_bind4(struct bpf_sock_addr *ctx)\\n{\\n"
 assert entry in text
 try:
-    compile_and_load(folder, text.replace(entry, entry + sys.argv[2]), compiler_flags(Pins(Path(sys.argv[1])), 8, has_retval=False))
+    compile_and_load(Pins(Path(sys.argv[1])), folder, text.replace(entry, entry + sys.argv[2]), compiler_flags(8, has_retval=False))
 except WeirError as e:
     print(e)
 """

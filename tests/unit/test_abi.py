@@ -139,8 +139,9 @@ def test_the_compiler_of_policies_has_the_same_limits() -> None:
 
 def test_maps_and_programs_are_those_of_the_text() -> None:
     text = without_comments(source.text(source.directory()))
-    pins = re.findall(r'WEIR_PIN\("?(\w+)"?\)', text)
-    assert sorted(set(pins) - {"name"}) == sorted(abi.MAPS)
+    tables = re.findall(r'^BPF_(?:F_)?TABLE\("[^"]+", [^,]+, [^,]+, (\w+),', text, re.MULTILINE)
+    others = re.findall(r'^BPF_QUEUESTACK\("queue", (\w+),|"maps/ringbuf".*? struct \w+ (\w+)', text, re.MULTILINE)
+    assert sorted([*tables, *("".join(names) for names in others)]) == sorted(abi.MAPS)
     assert sorted(re.findall(r"^int weir_(\w+)\(", text, re.MULTILINE)) == sorted(abi.PROGRAMS)
 
 
