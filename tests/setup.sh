@@ -15,7 +15,8 @@ declare -A packages=(
 	# has no package bpftool. Nodes as they are: containerd with its CRI socket, runc alone, Podman, and containers of one
 	# static program, busybox. Prometheus: promtool for the rules, the server for scrapes.
 	# Certificates for the agent's server: openssl.
-	[test]="gcc libc6-dev musl-tools strace bpftool? containerd runc podman busybox-static prometheus openssl"
+	# The image: buildah, on a base by debootstrap.
+	[test]="gcc libc6-dev musl-tools strace bpftool? containerd runc podman busybox-static prometheus openssl buildah debootstrap"
 	[lint]="shellcheck clang-format"
 	# Other kernels under QEMU.
 	[vm]="qemu-system-x86 kmod busybox-static debian-archive-keyring"
