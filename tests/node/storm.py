@@ -29,7 +29,9 @@ class Storm:
         alive: list[Path] = []
         try:
             for number in range(count):
-                path = self.root / f"storm-{self.made}"
+                path = (
+                    self.root / f"storm-{self.made}{'.slice' if number % 2 else ''}"
+                )  # below a slice can be containers
                 path.mkdir()
                 self.made += 1
                 alive.append(path)
