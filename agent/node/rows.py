@@ -11,6 +11,8 @@ from agent.kernel.seam import Enrolment
 from agent.node.members import Member
 from agent.node.state import Row
 
+NO_PLACE = "there is no room for an entry of its own: its parent's policy is in force, and it counts with its parent"
+
 
 @dataclass(frozen=True)
 class Filters:
@@ -33,11 +35,12 @@ def row(
     nested: Iterable[int],
     filters: Filters,
 ) -> Row:
-    """One member. ``covered``: whether each managed parent has all programs; ``nested``: enrolled cgroups inside it."""
+    """One member. ``covered``: whether each managed parent is enrolled and has all programs.
+
+    ``nested`` are the enrolled cgroups inside the member. One without an entry of its own is under its parent's.
+    """
     identity = member.identity
-    hooks = member.cgroup in present and any(
-        holds for root, holds in covered.items() if member.path.is_relative_to(root)
-    )
+    hooks = any(holds for root, holds in covered.items() if member.path.is_relative_to(root))
     return Row(
         f"/{member.path}",
         tuple(number for number in (member.cgroup, *nested) if number in present),
@@ -47,7 +50,7 @@ def row(
         identity.id if identity else "",
         identity.runtime if identity else "",
         member.choice.policy,
-        member.choice.problem,
+        member.choice.problem or ("" if member.cgroup in present else NO_PLACE),
         layers(hooks, 0 < filters.processes == filters.filtered),
         filters.processes,
         filters.filtered,

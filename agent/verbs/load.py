@@ -14,6 +14,8 @@ from agent.errors import WeirError
 from agent.kernel.load import CAPACITY
 from agent.kernel.load import load as load_programs
 from agent.kernel.pinned import PinnedKernel
+from agent.node import ask
+from agent.node.ask import door
 from agent.place import Place
 
 
@@ -65,6 +67,8 @@ def unload(force: bool) -> int:
     if not place.pins.root.exists():
         print("nothing is loaded")
         return 0
+    if door(place.pins).exists() and ask.status(door(place.pins)) is not None:
+        print("weir: an agent runs here and puts everything back: stop it first", file=sys.stderr)
     with place.locked():
         kernel = PinnedKernel(place.pins)
         try:
