@@ -15,7 +15,7 @@ from agent.node.tls import tls_of
 from agent.place import Place, pins_of
 from agent.seccomp import base, oci
 
-PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is said by whoever reads it
 
 
 @click.command(
