@@ -17,7 +17,7 @@ from agent.kernel import libbpf, source
 from agent.kernel.abi import PROGRAMS
 from agent.kernel.load import run_loader
 from agent.kernel.pinned import PinnedKernel
-from agent.kernel.pins import Pins, explained, require_bpffs
+from agent.kernel.pins import Pins, require_bpffs
 from agent.seccomp.filter import Filter
 
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_PERFMON": 38, "CAP_BPF": 39}
@@ -170,11 +170,15 @@ def programs(pins: Pins) -> Iterator[Fact]:
     cgroup = tree.mount() / f"weir-probe-{os.getpid()}"
     kernel = PinnedKernel(own)
     try:
-        with explained(f"make the cgroup {cgroup}"):
-            cgroup.mkdir()
         own.make()
         run_loader(own, 2)
-        yield from (linked(own, name, cgroup) for name in PROGRAMS)
+        try:
+            cgroup.mkdir()
+        except OSError as e:  # in the agent's container the tree is read-only, and links are all the same
+            reason = f"loads; its link is not tried: cannot make the cgroup {cgroup}: {e.strerror}"
+            yield from (Fact(program(name), True, reason) for name in PROGRAMS)
+        else:
+            yield from (linked(own, name, cgroup) for name in PROGRAMS)
         build = kernel.build()
         retval = bool(build and build.has_retval)
         yield Fact("bpf_set_retval", retval, f"a refused call answers {'EACCES' if retval else 'EPERM'}")

@@ -32,6 +32,8 @@ def as_text(found: Sequence[Fact], works: bool) -> str:
     """The table for people, and what follows from it."""
     width = max(len(fact.name) for fact in found)
     rows = [f"{fact.name:{width}}  {WORDS[fact.holds]:3}  {fact.reason}" for fact in found]
-    failing = [fact.name for fact in found if fact.holds is False and fact.needed]
+    needed = [fact for fact in found if fact.needed]
+    # What could not be tried hangs on something that fails; where nothing does, it is all that there is to say.
+    failing = [fact.name for fact in needed if fact.holds is False] or [f.name for f in needed if f.holds is None]
     end = "weir can work here" if works else f"weir cannot work here; first put right: {', '.join(failing)}"
     return "\n".join([*rows, end])

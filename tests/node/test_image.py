@@ -70,6 +70,8 @@ def test_the_whole_job(place: Place, kubelet: Kubelet, image: str, pod: Pod, doo
     filtered = {**who, "container": "confined", "layer": "seccomp"}
     agent.until(lambda: agent.metric("weir_enforced", **filtered) == 1)
 
+    probed = agent.exec("weir", "probe")
+    assert (probed.code, probed.stdout.splitlines()[-1]) == (0, "weir can work here"), probed
     renewed = agent.exec("weir", "load", "--force")
     assert renewed.code == 0, renewed
     place.write("closed", closed("closed", wall.port))
