@@ -171,18 +171,18 @@ def keys(fd: int, key_type: Any) -> Iterator[Any]:
 BATCH = 512
 
 
+class _BatchOptions(c.Structure):
+    """struct bpf_map_batch_opts."""
+
+    _fields_ = [("sz", c.c_size_t), ("elem_flags", c.c_uint64), ("flags", c.c_uint64)]
+
+
 def batches(fd: int, key_type: Any, value_type: Any) -> Iterator[tuple[Any, Any]]:
     """Every element of a map: pairs of ctypes arrays, keys and values; one by one where the map has no batches.
 
     The items of an array of one of ctypes' numbers are Python's ints. An element that is written meanwhile may be missed or come with its old value, as in any walk of a hash map.
     """
-
-    class Options(c.Structure):
-        """struct bpf_map_batch_opts."""
-
-        _fields_ = [("sz", c.c_size_t), ("elem_flags", c.c_uint64), ("flags", c.c_uint64)]
-
-    options = Options(sz=c.sizeof(Options))
+    options = _BatchOptions(sz=c.sizeof(_BatchOptions))
     size, position, more = BATCH, None, True
     while more:
         keys_, values, count = (key_type * size)(), (value_type * size)(), c.c_uint32(size)
@@ -229,12 +229,7 @@ def update_batch(fd: int, keys_: Any, values: Any) -> None:
     """Many elements: two ctypes arrays of the same length. One by one where the map type has no batches."""
     count = c.c_uint32(len(keys_))
 
-    class Options(c.Structure):
-        """struct bpf_map_batch_opts."""
-
-        _fields_ = [("sz", c.c_size_t), ("elem_flags", c.c_uint64), ("flags", c.c_uint64)]
-
-    options = Options(sz=c.sizeof(Options))
+    options = _BatchOptions(sz=c.sizeof(_BatchOptions))
     try:
         _call("bpf_map_update_batch", fd, keys_, values, c.byref(count), c.byref(options))
     except OSError:
