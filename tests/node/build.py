@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache/image"
 BASE = "localhost/weir-test-base"
 
+MAX_LAYERS = 100
+"""Layers that .cache may hold before what no image needs is removed: ten for each change of the program, 90 MB."""
+
 _DPKG = """\
 # As in Debian's own slim image; and no fsync for each file.
 path-exclude=/usr/share/doc/*
@@ -46,6 +49,8 @@ def archive(image: str, tar: Path) -> Path:
         base = f"{BASE}:{hashlib.sha256(f'{_release()} {_DPKG}'.encode()).hexdigest()[:12]}"
         if not _buildah("images", "--quiet", "--filter", f"reference={base}"):
             _make_base(base)
+        if len(_buildah("images", "--all", "--quiet").split()) > MAX_LAYERS:
+            _buildah("rmi", "--prune", "--force")
         _buildah(
             *("bud", "--quiet", "--isolation", "chroot", "--layers", "--pull-never"),
             *("--build-arg", f"BASE={base}"),
