@@ -101,7 +101,7 @@ def to_own_policy(made: Node, times: int) -> Cost:
 
 
 def _p99(taken: list[float]) -> str:
-    return f"p99 {quantiles(taken, n=100)[98]:,.1f}" if len(taken) > 1 else ""
+    return f"p99 {quantiles(taken, n=100, method='inclusive')[98]:,.1f}" if len(taken) > 1 else ""
 
 
 def first_socket(place: Place, times: int) -> list[Cost]:
