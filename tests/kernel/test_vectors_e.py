@@ -140,7 +140,7 @@ def test_E6_io_uring_listen(box: Box, world: World, uring: Path) -> None:
     assert knock(LONG) == 0
     box.enrol(NO_TEN)
     assert knock(SHORT) == errno.ETIMEDOUT
-    assert box.refusals() == {Refusal(Hook.INGRESS, Reason.LISTEN): 1}
+    assert box.refusals().keys() == {Refusal(Hook.INGRESS, Reason.LISTEN)}, "the SYN, once or sent again"
 
 
 @pytest.mark.parametrize(
