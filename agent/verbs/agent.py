@@ -90,7 +90,7 @@ PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is said
 )
 @click.option(
     "--reconcile",
-    default="30s",
+    default="60s",
     show_default=True,
     envvar="WEIR_RECONCILE",
     help="How often everything is looked at, notified or not.",

@@ -20,7 +20,7 @@ from tests.node.grpc_server import Answer, grpc_server
 
 POLICY = (ROOT / "policies/appengine.yaml").read_text()
 
-RECONCILE = "30s"
+RECONCILE = "60s"
 """The agent's own default; tests use shorter ones."""
 
 _UNREAD = b"\x4a\xa0\x06" + bytes(800)
