@@ -32,6 +32,10 @@ PROPAGATION = {"HostToContainer": api.PROPAGATION_HOST_TO_CONTAINER, "None": api
 UNITS = {"Mi": 1 << 20}
 
 
+REGISTRY = "weir.test"
+"""In front of the manifest's image, as an overlay puts the own registry there; nobody is asked for it."""
+
+
 @dataclass
 class Deployed(Page):
     """One agent's container."""
@@ -139,7 +143,7 @@ class Place:
         container = self.kubelet.container(
             self.pod,
             f"{manifest['name']}-{len(self.made)}",
-            manifest["image"],
+            f"{REGISTRY}/{manifest['image']}",
             (),
             args=[*arguments_, *self._differences(port), *arguments],
             env=environment,

@@ -12,7 +12,7 @@ import pytest
 from tests.deploy.manifests import agent_container
 from tests.node import build
 from tests.node.containerd import Containerd
-from tests.node.deployed import Place, deployed
+from tests.node.deployed import REGISTRY, Place, deployed
 from tests.node.kubelet import Kubelet, Pod
 from tests.node.probe import DATAGRAM, Peer, closed
 
@@ -27,9 +27,9 @@ NEEDED = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _built(tmp_path_factory: pytest.TempPathFactory, node: Containerd) -> None:
-    name = agent_container()["image"]
+    name = f"{REGISTRY}/{agent_container()['image']}"
     tar = build.archive(name, tmp_path_factory.mktemp("image") / "image.tar")
-    node.load(tar, f"docker.io/library/{name}")
+    node.load(tar, name)
     tar.unlink()
 
 
