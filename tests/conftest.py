@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 
 import hypothesis
@@ -10,6 +11,9 @@ import pytest
 # A busy machine is no failure: no test asserts how long something takes.
 hypothesis.settings.register_profile("weir", deadline=None)
 hypothesis.settings.load_profile("weir")
+
+# A shell ignores SIGINT for what it starts in the background, and so would every command that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _WORDS = ("passed", "failed", "error", "skipped")
 
