@@ -15,7 +15,19 @@ from tests.vm import guest, kernels, results
 _CACHE = guest.REPOSITORY / ".cache" / "vm"
 _JUNIT = "junit.xml"
 # These try weir's own processes more than the kernel, and load the programs again and again: a minute each time here.
-_ABOUT_WEIR = ("bench", "cli", "crash", "door", "faults", "limits", "probe", "run", "seccomp_runtimes", "top", "upgrade")
+_ABOUT_WEIR = (
+    "bench",
+    "cli",
+    "crash",
+    "door",
+    "faults",
+    "limits",
+    "probe",
+    "run",
+    "seccomp_runtimes",
+    "top",
+    "upgrade",
+)
 # pytest's own cache is off: the guest's copy of the repository is gone after the run.
 _KERNEL_TESTS = (
     ".venv/bin/pytest",
