@@ -136,9 +136,16 @@ def test_user_must_not_come_back() -> None:
 
 def test_signals_are_as_weir_was_given_them() -> None:
     """Python ignores SIGPIPE and SIGXFSZ for itself; what the caller ignores (nohup) stays ignored."""
-    assert signals("SigIgn", "SigBlk", "SigCgt") == [0] * 3
+
+    def terminal() -> None:
+        """A shell ignores SIGINT and SIGQUIT for what it starts in the background, nohup SIGHUP."""
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+
+    assert signals("SigIgn", "SigBlk", "SigCgt", preexec_fn=terminal) == [0] * 3
 
     def nohup() -> None:
+        terminal()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 

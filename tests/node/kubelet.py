@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, final
 
+import grpc
+
 from tests.node import api_pb2 as api
 from tests.node import images, remains
 from tests.node.containerd import Containerd
@@ -257,8 +259,20 @@ class Kubelet:
         self._call("StopPodSandbox", api.StopPodSandboxRequest(pod_sandbox_id=pod.id), api.StopPodSandboxResponse)
 
     def remove_pod(self, pod: Pod) -> None:
-        """Stop a pod, forget it and its containers, and remove its cgroup unless a newer sandbox of the pod is in it."""
-        self.stop_pod(pod)
-        request = api.RemovePodSandboxRequest(pod_sandbox_id=pod.id)
-        self._call("RemovePodSandbox", request, api.RemovePodSandboxResponse)
+        """Stop a pod, forget it and its containers, and remove its cgroup unless a newer sandbox of the pod is in it.
+
+        Like a kubelet it tries again: containerd hears of a container's end a moment later than it stops the sandbox.
+        """
+        remains.wait(f"{pod.name} to be removed", lambda: self._is_removed(pod))
         remains.remove_empty_cgroups(pod.cgroup)
+
+    def _is_removed(self, pod: Pod) -> bool:
+        request = api.RemovePodSandboxRequest(pod_sandbox_id=pod.id)
+        try:
+            self.stop_pod(pod)
+            self._call("RemovePodSandbox", request, api.RemovePodSandboxResponse)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNKNOWN:  # "container is still running", "failed to kill container"
+                return False
+            raise
+        return True
