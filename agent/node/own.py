@@ -13,8 +13,8 @@ from agent.node.members import Member
 from agent.node.state import PolicyState
 from agent.policy.model import Action, Bind, Family, Mode, Options, Policy, Protocol, Sockets
 
-NAME = "weir-agent"
-"""Shown as the policy of the agent's container."""
+NAME = "(weir agent)"
+"""Shown as the policy of the agent's container. No policy file can have this name, so that none is taken for it."""
 
 _POLICY = Policy(
     name=NAME,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.node import own
 from tests.kernel.site import remove
 from tests.node.agent import AgentSite, agent_site
 from tests.node.probe import closed
@@ -33,7 +34,7 @@ def test_it_can_listen(site: AgentSite) -> None:
         agent = site.start(prefix=in_cgroup(root / turn))
         try:
             agent.ready()
-            assert agent.samples("weir_container_policy", cgroup=f"{site.parent}/{turn}", policy="weir-agent")
+            assert agent.samples("weir_container_policy", cgroup=f"{site.parent}/{turn}", policy=own.NAME)
             assert agent.samples("weir_container_policy", cgroup=site.parent, policy="closed")
         finally:
             agent.end()

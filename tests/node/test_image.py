@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.node import own
 from tests.deploy.manifests import agent_container
 from tests.node import build
 from tests.node.containerd import Containerd
@@ -95,7 +96,7 @@ def test_it_listens_below_its_own_parent(place: Place) -> None:
         agent = place.start()
         agent.ready()
         mine = {"pod": place.pod.name, "container": agent.container.name}
-        agent.until(lambda a=agent, m=mine: a.samples("weir_container_policy", policy="weir-agent", **m))  # type: ignore[misc]
+        agent.until(lambda a=agent, m=mine: a.samples("weir_container_policy", policy=own.NAME, **m))  # type: ignore[misc]
         assert agent.samples("weir_container_policy", policy="closed", cgroup=f"/{place.root}")
         assert agent.end() == 0
 
