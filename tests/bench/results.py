@@ -54,9 +54,6 @@ TAIL = """
 - **Scattered destinations.** Each new UDP peer is written to the list of peers whose answers may come in.
 - **Outside.** Once a sendmsg program is attached anywhere, the kernel takes the socket's lock for each unconnected send of
   the whole host (BPF_CGROUP_RUN_SA_PROG_LOCK, include/linux/bpf-cgroup.h). Empty programs cost the same.
-- **Policy switch.** About half is the kernel waiting for running programs, once for each map of the new version.
-- **The agent, idle.** Most of it is whole looks at the node, every 60 s (`--reconcile`), some 100 ms for 1,000 containers: reading
-  the cgroup tree, and the kernel's table of enrolments several times over.
 - **The agent, scraped.** 1,000 containers and their pods are 26,000 samples, and prometheus_client's own writing of as many
   ready-made ones takes more than half of what a scrape costs.
 - **Births among 1,000.** Each is followed by a look at the whole tree. The container is under its parent's policy, and counted, all
