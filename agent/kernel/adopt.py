@@ -99,7 +99,7 @@ def _pin_rules(old: Path, pins: Pins) -> None:
 
 
 def _require_layout(pin: Path) -> None:
-    """BCC takes a pinned map as it finds it, whatever its layout."""
+    """The loader takes a pinned map as it finds it, whatever its layout."""
     key, value = abi.MAPS[pin.name]
     with explained(f"read {pin}"):
         fd = libbpf.obj_get(pin)

@@ -111,7 +111,7 @@ class Pins:
     def remove_unfinished(self) -> None:
         """Remove the maps and programs of a load or unload that was killed, unless something is still attached.
 
-        BCC takes a pinned map as it finds it, whatever its size and contents.
+        The loader takes a pinned map as it finds it, whatever its size and contents.
         """
         if any(self.links.iterdir()):
             return
