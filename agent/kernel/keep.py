@@ -27,7 +27,7 @@ class Keeper:
         When bpffs goes away during the look, everything stays held: the links' last holder must not let go of them.
         """
         present: dict[Path, int] = {}
-        for directory in (self._pins.maps, self._pins.programs, *self._link_directories()):
+        for directory in (self._pins.maps, self._pins.programs, self._pins.rules, *self._link_directories()):
             with suppress(OSError), os.scandir(directory) as entries:
                 present |= {
                     Path(entry.path): entry.inode() for entry in entries if entry.is_file(follow_symlinks=False)

@@ -53,6 +53,7 @@ def test_bpffs_unmounted(elsewhere: tuple[Node, str]) -> None:
             in_mounts_of(agent, f"mount -t bpf bpf {bpffs}")
             agent.ready()
             in_mounts_of(agent, f"test -e {bpffs}/weir/abi-*/maps/config -a -e {bpffs}/weir/abi-*/links/*/connect4")
+            in_mounts_of(agent, f"ls {bpffs}/weir/abi-*/rules/*")
             here.works("web")
             here.works("born-later")
             here.await_exact(agent)
