@@ -21,19 +21,22 @@ ADOPTED = ("abi-1",)
 maps there, `rules`."""
 
 
-def adopt(pins: Pins) -> int | None:
-    """Pin an older ABI's maps and links here as well; returns how many containers its tables hold, None without one.
-
-    Raises WeirError, having changed nothing, when there are pins that this weir cannot take over.
-    """
-    foreign = pins.foreign()
-    unknown = [name for name in foreign if name not in ADOPTED]
+def refuse_unknown(pins: Pins) -> None:
+    """Raise WeirError when there are pins of a version that this one knows nothing of: its rules may be in force."""
+    unknown = [name for name in pins.foreign() if name not in ADOPTED]
     if unknown:
         raise WeirError(
             f"{pins.root} holds the pins of another version of weir ({', '.join(unknown)}), which this one cannot take over",
             "Use that version, or remove them when nothing depends on them: weir unload --force",
         )
-    for name in foreign:
+
+
+def adopt(pins: Pins) -> int | None:
+    """Pin an older ABI's maps and links here as well; returns how many containers its tables hold, None without one.
+
+    Raises WeirError, having changed nothing, when a map of it has another layout.
+    """
+    for name in pins.foreign():
         capacity = _capacity(pins.root / name)
         if capacity:
             _share(pins, pins.root / name)

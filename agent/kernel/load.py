@@ -24,6 +24,7 @@ def load(pins: Pins, capacity: int | None = None, *, force: bool = False) -> boo
     Raises WeirError; then what was loaded before is still in force.
     """
     pins.make()
+    adopt.refuse_unknown(pins)
     kernel = PinnedKernel(pins)
     try:
         present = kernel.build()

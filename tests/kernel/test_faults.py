@@ -104,6 +104,16 @@ def test_pins_of_another_version(here: Site) -> None:
     assert not here.place.pins.root.exists()
 
 
+def test_pins_of_another_version_beside_ours(here: Site) -> None:
+    """Whatever that version has in force stays: a load of ours must not sweep it away."""
+    here.ok("load")
+    other = here.place.pins.root / "abi-99" / "maps"
+    other.mkdir(parents=True)
+    for arguments in (["load"], ["load", "--force"]):
+        assert "another version of weir (abi-99)" in one_line(here.weir(*arguments))["message"]
+        assert other.exists()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
