@@ -10,22 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agent import names
-from agent.kernel.abi import DESTINATIONS
-from agent.kernel.seam import Counters, Enrolment, Reading
+from agent.kernel.seam import NOTHING, Counters, Enrolment, Reading, total
 from agent.node.state import LAYERS, NodeState, Row
 
 Who = tuple[str, str, str, str]
-
-NOTHING = Counters(
-    bytes=dict.fromkeys(DESTINATIONS, 0),
-    packets=dict.fromkeys(DESTINATIONS, 0),
-    sockets_created=0,
-    sockets_released=0,
-    sockets_adopted=0,
-    events_suppressed=0,
-    events_lost=0,
-    refusals_uncounted=0,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +81,3 @@ def _layers(*holds: bool) -> Mapping[str, bool]:
 def _in_kernel(enrolment: Enrolment, reading: Reading) -> tuple[str, str]:
     version = reading.versions.get(enrolment.policy)
     return (version.name, names.mode(enrolment.flags)) if version else ("", "refuse all")
-
-
-def total(parts: Sequence[Counters]) -> Counters:
-    """The sum of the counters of several slots."""
-    if len(parts) <= 1:
-        return parts[0] if parts else NOTHING
-    return Counters(
-        bytes={kind: sum(part.bytes[kind] for part in parts) for kind in DESTINATIONS},
-        packets={kind: sum(part.packets[kind] for part in parts) for kind in DESTINATIONS},
-        sockets_created=sum(part.sockets_created for part in parts),
-        sockets_released=sum(part.sockets_released for part in parts),
-        sockets_adopted=sum(part.sockets_adopted for part in parts),
-        events_suppressed=sum(part.events_suppressed for part in parts),
-        events_lost=sum(part.events_lost for part in parts),
-        refusals_uncounted=sum(part.refusals_uncounted for part in parts),
-    )

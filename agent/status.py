@@ -10,20 +10,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from agent import names
 from agent.cgroups import tree
 from agent.kernel.abi import PROGRAMS, Flag
-from agent.kernel.reading import WORDS, added, totals
-from agent.kernel.seam import Enrolment, Kernel, Reading, Refused
+from agent.kernel.seam import NOTHING, Enrolment, Kernel, Reading, Refused, total
 from agent.node.state import NodeState, Row
 from agent.place import Place
-
-NOTHING = totals([0] * WORDS)
-"""The counters of a cgroup that has no slot of its own."""
 
 
 def gather(place: Place, kernel: Kernel, state: NodeState | None = None) -> dict[str, Any]:
@@ -132,7 +128,7 @@ class Facts:
         version = self.reading.versions.get(enrolment.policy) if enrolment else None
         enrolments = self.reading.enrolments
         slots = {enrolments[one].slot for one in group.cgroup_ids if one in enrolments}
-        counters = reduce(added, (self.reading.counters.get(slot, NOTHING) for slot in slots), NOTHING)
+        counters = total([self.reading.counters.get(slot, NOTHING) for slot in slots])
         refusals: Counter[Refused] = Counter()
         for slot in slots:
             refusals.update(self.by_slot.get(slot, {}))

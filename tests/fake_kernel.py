@@ -14,20 +14,9 @@ from pathlib import Path
 
 from agent.errors import WeirError
 from agent.kernel.abi import MAX_POLICIES, PROGRAMS, SPARE, Flag
-from agent.kernel.reading import added, folded
-from agent.kernel.seam import Build, Counters, Enrolment, Event, Reading, Refused, Version
+from agent.kernel.reading import folded
+from agent.kernel.seam import NOTHING, Build, Counters, Enrolment, Event, Reading, Refused, Version, total
 from agent.policy.compile import Tables
-
-NOTHING = Counters(
-    bytes={"public": 0, "private": 0, "loopback": 0},
-    packets={"public": 0, "private": 0, "loopback": 0},
-    sockets_created=0,
-    sockets_released=0,
-    sockets_adopted=0,
-    events_suppressed=0,
-    events_lost=0,
-    refusals_uncounted=0,
-)
 
 
 class Killed(BaseException):
@@ -178,7 +167,7 @@ class FakeKernel:
         used = {entry.slot for entry in self.entries.values()}
         assert not {slot, into} & used, "merged the counters of a cgroup"
         self._step(f"merge {slot}")
-        self.counted[into] = added(self.counters(into), self.counters(slot))
+        self.counted[into] = total([self.counters(into), self.counters(slot)])
         for refused in [refused for refused in self.refused if refused.slot == slot]:
             there = replace(refused, slot=into)
             self.refused[there] = self.refused.get(there, 0) + self.refused[refused]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import ctypes as c
 import functools
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
 from agent.kernel import abi, libbpf
-from agent.kernel.seam import Counters, Enrolment, Event, Refused
+from agent.kernel.seam import Counters, Enrolment, Event, Refused, total
 
 WORDS = c.sizeof(abi.Counters) // 8
 """struct weir_counters is nothing but 64-bit counters."""
@@ -82,18 +81,8 @@ def folded(counted: Mapping[int, Counters], into: Mapping[int, int]) -> dict[int
     result = dict(counted)
     for slot, target in into.items():
         if slot in counted and target in result:
-            result[target] = added(result[target], counted[slot])
+            result[target] = total([result[target], counted[slot]])
     return result
-
-
-def added(one: Counters, other: Counters) -> Counters:
-    """The sum of two slots' totals."""
-    return replace(
-        one,
-        bytes={kind: count + other.bytes[kind] for kind, count in one.bytes.items()},
-        packets={kind: count + other.packets[kind] for kind, count in one.packets.items()},
-        **{name: getattr(one, name) + getattr(other, name) for name in vars(one) if name not in ("bytes", "packets")},
-    )
 
 
 def refused(raw: abi.Refusal | abi.Event) -> Refused:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from agent.kernel.abi import Flag, Hook, Reason
+from agent.kernel.abi import DESTINATIONS, Flag, Hook, Reason
 from agent.policy.compile import Tables
 
 
@@ -64,6 +64,35 @@ class Counters:
     events_suppressed: int
     events_lost: int
     refusals_uncounted: int
+
+
+NOTHING = Counters(
+    bytes=dict.fromkeys(DESTINATIONS, 0),
+    packets=dict.fromkeys(DESTINATIONS, 0),
+    sockets_created=0,
+    sockets_released=0,
+    sockets_adopted=0,
+    events_suppressed=0,
+    events_lost=0,
+    refusals_uncounted=0,
+)
+"""The counters of a slot in which nothing has happened."""
+
+
+def total(parts: Sequence[Counters]) -> Counters:
+    """The sum of the counters of several slots."""
+    if len(parts) <= 1:
+        return parts[0] if parts else NOTHING
+    return Counters(
+        bytes={kind: sum(part.bytes[kind] for part in parts) for kind in DESTINATIONS},
+        packets={kind: sum(part.packets[kind] for part in parts) for kind in DESTINATIONS},
+        sockets_created=sum(part.sockets_created for part in parts),
+        sockets_released=sum(part.sockets_released for part in parts),
+        sockets_adopted=sum(part.sockets_adopted for part in parts),
+        events_suppressed=sum(part.events_suppressed for part in parts),
+        events_lost=sum(part.events_lost for part in parts),
+        refusals_uncounted=sum(part.refusals_uncounted for part in parts),
+    )
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from agent.cgroups import tree
 from agent.controller import Compiled, Controller, compiled
 from agent.errors import WeirError
 from agent.kernel.abi import MAX_LEVEL, MAX_POLICIES, PROGRAMS, SPARE, Flag, Hook, Reason
-from agent.kernel.seam import Enrolment, Kernel, Refused
+from agent.kernel.seam import NOTHING, Enrolment, Kernel, Refused
 from agent.policy.model import Action, Mode, Policy
-from tests.fake_kernel import NOTHING, FakeKernel, Killed
+from tests.fake_kernel import FakeKernel, Killed
 from tests.policies import OPEN_SOCKETS
 
 ALLOW_ALL = Policy("open", Mode.ENFORCE, OPEN_SOCKETS, (), Action.ALLOW, "open.yaml", "0" * 64, "")

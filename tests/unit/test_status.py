@@ -13,13 +13,13 @@ import pytest
 from agent.controller import Controller, compiled
 from agent.kernel.abi import Hook, Reason
 from agent.kernel.pins import Pins
-from agent.kernel.seam import Refused
+from agent.kernel.seam import NOTHING, Refused
 from agent.node.state import NodeState, PolicyState, Reloads, Row
 from agent.place import Place
 from agent.policy.model import Action, Mode, Policy
 from agent.status import gather
 from agent.verbs.status import node_lines, show
-from tests.fake_kernel import NOTHING, FakeKernel
+from tests.fake_kernel import FakeKernel
 from tests.policies import OPEN_SOCKETS
 
 POLICY = compiled(Policy("open", Mode.AUDIT, OPEN_SOCKETS, (), Action.ALLOW, "open.yaml", "0" * 64, ""))
