@@ -97,7 +97,7 @@ PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is said
 )
 @click.option(
     "--log-format",
-    type=click.Choice(["text", "json"]),
+    type=click.Choice(log.FORMATS),
     default="text",
     show_default=True,
     envvar="WEIR_LOG_FORMAT",
@@ -105,7 +105,7 @@ PATH = click.Path(path_type=Path, readable=False)  # what cannot be read is said
 )
 @click.option(
     "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
+    type=click.Choice(log.LEVELS),
     default="info",
     show_default=True,
     envvar="WEIR_LOG_LEVEL",
