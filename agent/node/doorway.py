@@ -47,27 +47,27 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def listen(path: Path, clients: int) -> socket.socket:
-    """Listen at a path, in place of an agent that was killed. Raises WeirError when one is there."""
+def is_taken(path: Path) -> bool:
+    """Whether an agent listens at a path, answering or not; never waits. Raises OSError for what can be no socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as question:
         question.setblocking(False)
         try:
             question.connect(os.fspath(path))
-        except FileNotFoundError:
-            pass
-        except ConnectionRefusedError:
-            path.unlink()  # of an agent that was killed
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
         except BlockingIOError:
-            raise _another(path) from None  # it is there, and busy
-        else:
-            raise _another(path)
+            return True  # it is there, and busy
+        return True
+
+
+def listen(path: Path, clients: int) -> socket.socket:
+    """Listen at a path, in place of an agent that was killed. Raises WeirError when one is there."""
+    if is_taken(path):
+        raise WeirError(f"another agent listens at {path}", "One agent is enough for a node: stop that one first.")
+    path.unlink(missing_ok=True)  # of an agent that was killed
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.setblocking(False)
     listener.bind(os.fspath(path))
     path.chmod(0o600)
     listener.listen(clients)
     return listener
-
-
-def _another(path: Path) -> WeirError:
-    return WeirError(f"another agent listens at {path}", "One agent is enough for a node: stop that one first.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -112,6 +113,18 @@ def test_pins_of_another_version_beside_ours(here: Site) -> None:
     for arguments in (["load"], ["load", "--force"]):
         assert "another version of weir (abi-99)" in one_line(here.weir(*arguments))["message"]
         assert other.exists()
+
+
+def test_unload_beside_an_agent_that_is_stuck(here: Site, tmp_path: Path) -> None:
+    """Who frees a node by force waits for nobody."""
+    here.ok("load")
+    with socket.socket(socket.AF_UNIX) as stuck:
+        stuck.bind(str(tmp_path / "agent.sock"))
+        stuck.listen()
+        done = here.weir("unload", "--force", env={**here.environment, "WEIR_SOCKET": str(tmp_path / "agent.sock")})
+    assert (done.returncode, done.stdout) == (0, "unloaded\n")
+    assert "an agent runs here" in done.stderr
+    assert not here.place.pins.root.exists()
 
 
 @pytest.mark.parametrize(
