@@ -161,8 +161,8 @@ def test_load_and_unload_beneath_it(site: AgentSite, box: Box, probe: Path, door
 
         site.weir.ok("unload", "--force")
         assert box.refused(), "the agent holds what was pinned"
-        agent.until(site.weir.place.pins.maps.exists)
-        assert "the pins were gone and are back" in site.log.read_text()
+        agent.until(lambda: "the pins were gone and are back" in site.log.read_text())
+        assert site.weir.place.pins.maps.exists()
         agent.ready()
         assert later.refused()
         box.send(2)
