@@ -97,7 +97,7 @@ class FakeKernel:
             assert 0 < enrolment.slot < self.capacity
             self._step(f"enrol {enrolment.policy}")
             known = self.entries.get(number)
-            self.entries[number] = replace(enrolment, slot=known.slot) if known and number in fresh else enrolment
+            self.entries[number] = enrolment._replace(slot=known.slot) if known and number in fresh else enrolment
 
     def withdraw(self, cgroup_ids: Collection[int]) -> None:
         """One removal each; a cgroup without an entry is no error."""

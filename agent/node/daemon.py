@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from agent.cgroups import roots
@@ -183,6 +184,7 @@ class Agent:
         changes = Changes(overflowed=True)
         with self._noting("watch"):
             changes = self._watch.read(0)
+        self._reconciler.follow(replace(changes, overflowed=changes.overflowed or bool(self._watch.limited)))
         born = changes.overflowed or any(
             roots.root_of(path, self._settings.roots) for path in (*changes.created, *changes.removed)
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import PurePosixPath
 
 from agent import names
 from agent.controller import Controller
@@ -68,10 +69,10 @@ class Gone:
                 self._rows[number] = replace(row, namespace=known[0], pod=known[1], container=known[2])
                 self._kernel.label(number, late.label)
 
-    def forget(self, living: Mapping[str, int]) -> None:
+    def forget(self, living: Mapping[PurePosixPath, Member]) -> None:
         """Let those go whose time is over: first out of sight, and at the next call out of the kernel.
 
-        So no scrape shows one at 0. ``living``: cgroup ids by path; where one has the path of one that goes (a service
+        So no scrape shows one at 0. ``living``: members by path; where one has the path of one that goes (a service
         that was started again), the counts go on with it, since both are one series.
         """
         self._withdraw(self._leaving, living)
@@ -87,8 +88,9 @@ class Gone:
             self._rows.pop(number, None)
         self._withdraw(rows, {})
 
-    def _withdraw(self, rows: Mapping[int, Row], living: Mapping[str, int]) -> None:
-        folded = {number: living[row.cgroup] for number, row in rows.items() if row.cgroup in living}
+    def _withdraw(self, rows: Mapping[int, Row], living: Mapping[PurePosixPath, Member]) -> None:
+        again = {number: living.get(PurePosixPath(row.cgroup[1:])) for number, row in rows.items()}
+        folded = {number: member.cgroup for number, member in again.items() if member}
         for number, into in folded.items():
             self._controller.fold(rows[number].cgroup_ids, into)
         ids = _ids(row for number, row in rows.items() if number not in folded)

@@ -33,6 +33,10 @@ class Names:
 class Namer(Protocol):
     """Who knows names: the newest answer of the CRI."""
 
+    @property
+    def answer(self) -> object:
+        """Equal as long as nothing is known anew."""
+
     def container(self, container_id: str) -> Names | None:
         """The names of a container, None while they are not known."""
 
@@ -85,18 +89,25 @@ def members(
     policies: Sequence[tuple[str, Selector | None]],
     default: str,
     known: Mapping[int, Member],
+    *,
+    settled: bool = False,
 ) -> Iterator[Member]:
     """The members below one managed parent, itself included. ``found``: path below the mount → cgroup id.
 
     ``known`` are those of the last look, by cgroup id: what has not changed is taken from there, as the same object.
+    ``settled``: names and policies are as they were then, so that only what is new, or has no name yet, is looked at.
     """
     for path, cgroup in found.items():
-        if path == root:
-            yield Member(path, cgroup, None, Names(), Choice(default, Why.DEFAULT))
-            continue
         before = known.get(cgroup)
         if before is not None and before.path != path:
             before = None
+        if settled and before is not None and before.named:
+            yield before
+            continue
+        if path == root:
+            parent = Member(path, cgroup, None, Names(), Choice(default, Why.DEFAULT))
+            yield before if before == parent else parent
+            continue
         identity = before.identity if before else _identity(path, root)
         if identity is None:
             continue

@@ -45,6 +45,11 @@ class Naming:
         """Whether the last question was answered (or nobody is to be asked)."""
         return not self.problem
 
+    @property
+    def answer(self) -> Inventory:
+        """What the runtime said last: the same object until it says something else."""
+        return self._inventory
+
     def start(self) -> None:
         """Begin to ask."""
         if self._client:

@@ -5,13 +5,16 @@ The controller's order keeps a killed agent from leaving half a rule; here only 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from agent.cgroups import roots, tree
-from agent.cgroups.containers import Kind, identify, may_hold
+from agent.cgroups import roots
+from agent.cgroups.containers import Kind
+from agent.cgroups.parents import Parents
+from agent.cgroups.watch import Changes
 from agent.controller import KEPT, Controller, Placement
 from agent.errors import WeirError
 from agent.kernel.abi import MAX_SPARE, Flag
@@ -23,6 +26,7 @@ from agent.node.filters import Processes
 from agent.node.gone import Gone
 from agent.node.log import log
 from agent.node.members import Member, Namer, members
+from agent.node.others import Others
 from agent.node.rows import layers, row, words
 from agent.node.state import Row
 from agent.place import Place
@@ -44,12 +48,14 @@ class Reconciler:
         self._controller = Controller(kernel, place.root)
         self._patterns = tuple(patterns)
         self._namer = namer
+        self._parents = Parents(place.root)
         self._gone = Gone(kernel, self._controller, namer, retain)
+        self._others = Others(place, self._controller, self._gone)
         self._own: int | None = None
         self._members: dict[int, Member] = {}
+        self._basis: object = None
+        self._shown: dict[int, tuple[Member, Row]] = {}
         self._at: dict[PurePosixPath, Member] = {}
-        self._nested: dict[int, int] = {}
-        self._elsewhere: dict[int, PurePosixPath] = {}
         self._labels: dict[int, str] = {}  # an earlier agent's, of cgroups that this one has not seen
         self._labelled: dict[int, Member] = {}
         self._processes = Processes(place.root)
@@ -70,14 +76,21 @@ class Reconciler:
         """Whether the CRI may still name one of the members."""
         return any(not member.named for member in self._members.values())
 
+    def follow(self, changes: Changes) -> None:
+        """Births and deaths for the next look."""
+        self._parents.follow(changes)
+
     def look(self, policies: Mapping[str, Loaded], default: str, *, full: bool, incomplete: bool = False) -> None:
         """Look at the tree and put everything in it where it belongs; ``troubles`` says what could not be done.
 
-        ``full``: also what changes without a notification (processes, cgroups outside the managed parents).
+        ``full``: the whole tree, and also what changes without a notification (processes, cgroups outside the managed
+        parents). Else only what ``follow`` was told has changed in the tree since the last look.
         ``incomplete``: some policies could not be read; what an earlier agent put under one of them stays under it.
         Raises WeirError when the kernel's tables cannot be read or written at all.
         """
         troubles: list[str] = []
+        if full:
+            self._parents.forget()
         found = roots.find(self._place.root, self._patterns)
         self.roots = found.found
         if not found.found:
@@ -88,28 +101,40 @@ class Reconciler:
             for root in found.found:
                 with _noting(troubles):
                     self._controller.manage(self._place.root / root)
-            self._take(policies, default, incomplete)
-            self._settle_unknown(full=full)
-            self._enrol({**policies, own.NAME: own.POLICY}, troubles)
+            # Once for the look: what comes in meanwhile enrols itself, and the controller looks again before it writes.
+            present = self._kernel.enrolments()
+            basis = (policies, default, self._namer.answer, incomplete)
+            self._take(policies, default, present, incomplete=incomplete, settled=basis == self._basis and not full)
+            self._basis = basis
+            self._others.settle(present, self._members, self.roots, self._labels, full=full)
+            self._enrol({**policies, own.NAME: own.POLICY}, present, troubles, full=full)
             with _noting(troubles):
-                self._gone.forget({f"/{member.path}": number for number, member in self._members.items()})
+                self._gone.forget(self._at)
             self._stock(troubles)
         if full:
             self._processes.look(self._members.values())
         self.troubles = tuple(troubles)
 
-    def _take(self, policies: Mapping[str, Loaded], default: str, incomplete: bool) -> None:
+    def _take(
+        self,
+        policies: Mapping[str, Loaded],
+        default: str,
+        present: Mapping[int, Enrolment],
+        *,
+        incomplete: bool,
+        settled: bool,
+    ) -> None:
         """Find the members anew; those that are not there any more are gone."""
-        current = self._find(policies, default)
-        present = self._kernel.enrolments()
+        current = self._find(policies, default, settled=settled)
         if incomplete:
             current |= self._under_what_is_lost(current, present, policies)
         for number, member in self._members.items():
             if number not in current:
                 self._is_gone(member, present)
         for number, member in current.items():
-            if member.identity and member.identity.kind is not Kind.POD:
-                _tell(member, self._members.get(number))
+            before = self._members.get(number)
+            if before is not member and member.identity and member.identity.kind is not Kind.POD:
+                _tell(member, before)
         self._gone.name()
         if not self._members:
             self._own = own.cgroup(self._place.root, current.values())
@@ -118,18 +143,13 @@ class Reconciler:
         self._members = current
         self._at = {member.path: member for member in current.values()}
 
-    def _find(self, policies: Mapping[str, Loaded], default: str) -> dict[int, Member]:
+    def _find(self, policies: Mapping[str, Loaded], default: str, *, settled: bool) -> dict[int, Member]:
         choices = [(name, loaded.selector) for name, loaded in policies.items()]
-        found: dict[int, Member] = {}
-        for root in self.roots:
-
-            def into(path: PurePosixPath, root: PurePosixPath = root) -> bool:
-                return may_hold(path, root)
-
-            paths = tree.scan(self._place.root, root, into)
-            for member in members(paths, root, self._namer, choices, default, self._members):
-                found[member.cgroup] = member
-        return found
+        found = (
+            members(self._parents.below(root), root, self._namer, choices, default, self._members, settled=settled)
+            for root in self.roots
+        )
+        return {member.cgroup: member for below in found for member in below}
 
     def _under_what_is_lost(
         self, current: Mapping[int, Member], present: Mapping[int, Enrolment], policies: Mapping[str, Loaded]
@@ -144,62 +164,15 @@ class Reconciler:
         }
 
     def _is_gone(self, member: Member, present: Mapping[int, Enrolment]) -> None:
-        last = row(member, present, {}, self._inside().get(member.cgroup, ()), self._processes.of(member.cgroup))
+        inside = self._others.inside().get(member.cgroup, ())
+        last = row(member, present, inside, self._processes.of(member.cgroup), hooks=False)
         if last.cgroup_ids:
             self._gone.add(member, last)
-        for nested in last.cgroup_ids:
-            self._nested.pop(nested, None)
+        self._others.forget(last.cgroup_ids)
 
-    def _inside(self) -> dict[int, list[int]]:
-        """Container → the enrolled cgroups nested in it."""
-        inside: dict[int, list[int]] = {}
-        for nested, container in self._nested.items():
-            inside.setdefault(container, []).append(nested)
-        return inside
-
-    def _settle_unknown(self, *, full: bool) -> None:
-        """Enrolled cgroups that are no members: nested in one, outside every managed parent, or gone."""
-        present = self._kernel.enrolments()
-        # Some came too late for one look and are members since the next: they would count twice.
-        self._elsewhere = {n: p for n, p in self._elsewhere.items() if not full and n not in self._members}
-        known = self._members.keys() | self._nested.keys() | self._elsewhere.keys() | self._gone.ids()
-        unknown = present.keys() - known
-        self._nested = {n: c for n, c in self._nested.items() if n in present}
-        if not unknown and not (full and self._nested):
-            return
-        living = self._place.living()
-        for number in [n for n in self._nested if n not in living]:
-            self._drop_nested(number, present)
-        for number in unknown:
-            path = living.get(number)
-            if path is None:
-                if not present[number].flags & Flag.RUN:
-                    self._gone.remember(number, self._labels.get(number))
-                continue
-            relative = PurePosixPath(path.relative_to(self._place.root))
-            container = self._container_of(relative)
-            if container is None:
-                self._elsewhere[number] = relative
-            else:
-                self._nested[number] = container
-
-    def _drop_nested(self, number: int, present: Mapping[int, Enrolment]) -> None:
-        """A nested cgroup is gone and its container is not: its counts stay, for they are in the container's slot."""
-        container = present.get(self._nested[number])
-        if container and present[number].slot == container.slot:
-            self._controller.withdraw_all([number])
-            del self._nested[number]
-
-    def _container_of(self, relative: PurePosixPath) -> int | None:
-        for root in self.roots:
-            found = identify(relative, root)
-            if found:
-                member = self._at.get(found.path)
-                return member.cgroup if member else None
-        return None
-
-    def _enrol(self, policies: Mapping[str, Loaded], troubles: list[str]) -> None:
-        present = self._kernel.enrolments()
+    def _enrol(
+        self, policies: Mapping[str, Loaded], present: Mapping[int, Enrolment], troubles: list[str], *, full: bool
+    ) -> None:
         numbers: dict[str, int] = {}
         flags: dict[str, Flag] = {}
         for name in dict.fromkeys(member.choice.policy for member in self._members.values()):  # the parents' first
@@ -208,21 +181,29 @@ class Reconciler:
             with _noting(troubles):
                 numbers[name] = self._controller.install(policies[name].compiled)
                 flags[name] = policies[name].compiled.version.flags
-        inside = self._inside()
-        wanted = [
-            Placement(
-                number,
-                numbers[member.choice.policy],
-                flags[member.choice.policy],
-                self._how(member, present),
-                tuple(inside.get(number, ())),
-            )
-            for number, member in sorted(self._members.items(), key=lambda item: -len(item[1].path.parts))
-            if member.choice.policy in numbers
-        ]
-        self._place_all([one for one in wanted if _differs(one, present)], present, troubles)
-        self._controller.collect(kept=numbers.values())
-        self._label(troubles)
+        different, switched = self._different(numbers, flags, present), False
+        if different:
+            self._place_all(different, present, troubles)
+            switched = any(one.cgroup in present for one in different)
+            present = self._kernel.enrolments()
+        if full or switched:
+            self._controller.collect(kept=numbers.values())
+        self._label(present, troubles)
+
+    def _different(
+        self, numbers: Mapping[str, int], flags: Mapping[str, Flag], present: Mapping[int, Enrolment]
+    ) -> list[Placement]:
+        """The members that are not as they shall be, the deepest first."""
+        inside = self._others.inside()
+        different = []
+        for number, member in self._members.items():
+            name, nested = member.choice.policy, inside.get(number, ())
+            if name in numbers and _differs(member, numbers[name], flags[name], nested, present):
+                how = self._how(member, present)
+                different.append(
+                    (len(member.path.parts), Placement(number, numbers[name], flags[name], how, tuple(nested)))
+                )
+        return [one for _, one in sorted(different, key=lambda item: -item[0])]
 
     def _how(self, member: Member, present: Mapping[int, Enrolment]) -> Flag:
         """Born under a managed parent, a container can have no socket of unknown origin; found running, it may."""
@@ -237,7 +218,7 @@ class Reconciler:
     def _place_all(self, placements: list[Placement], present: Mapping[int, Enrolment], troubles: list[str]) -> None:
         """As many as there is room for, parents first; what is left out is under its parent's policy and counts with it."""
         fresh = [one for one in placements if not {one.cgroup, *one.nested} & present.keys()]
-        room = self._controller.room()
+        room = self._controller.room() if fresh else 0
         if len(fresh) > room:
             self._gone.make_room(len(fresh) - room)
             room = self._controller.room()
@@ -253,8 +234,7 @@ class Reconciler:
         with _noting(troubles):
             self._controller.place([one for one in placements if one.cgroup not in left_out])
 
-    def _label(self, troubles: list[str]) -> None:
-        present = self._kernel.enrolments()
+    def _label(self, present: Mapping[int, Enrolment], troubles: list[str]) -> None:
         current = {number: member for number, member in self._members.items() if number in present}
         for number, member in current.items():
             if self._labelled.get(number) != member:
@@ -284,22 +264,28 @@ class Reconciler:
     def rows(self) -> tuple[Row, ...]:
         """Everything that is or was enrolled and still has counters."""
         present, attached = self._kernel.enrolments(), self._kernel.attached()
-        covered = {
-            root: root in self._at and self._at[root].cgroup in present and self._is_attached(root, attached)
+        uncovered = [
+            root
             for root in self.roots
-        }
-        inside = self._inside()
-        found = [
-            row(member, present, covered, inside.get(number, ()), self._processes.of(number))
-            for number, member in self._members.items()
+            if root not in self._at or self._at[root].cgroup not in present or not self._is_attached(root, attached)
         ]
+        inside = self._others.inside()
+        shown = {}
+        for number, member in self._members.items():
+            hooks = not any(member.path.is_relative_to(root) for root in uncovered)
+            of, before = self._shown.get(number, (None, None))
+            filters, nested = self._processes.of(number), inside.get(number, ())
+            made = row(member, present, nested, filters, hooks=hooks, before=before if of is member else None)
+            shown[number] = (member, made)
+        self._shown = shown
         names = {number: version.name for number, version in self._kernel.versions().items()}
-        for number, path in self._elsewhere.items():
+        outside = []
+        for number, path in self._others.elsewhere.items():
             if number in present:
                 parent = self._is_attached(path, attached)
                 policy = names.get(present[number].policy, "")
-                found.append(Row(f"/{path}", (number,), policy=policy, layers=layers(parent, False)))
-        return (*found, *self._gone.rows())
+                outside.append(Row(f"/{path}", (number,), policy=policy, layers=layers(parent, False)))
+        return (*(made for _, made in shown.values()), *outside, *self._gone.rows())
 
     def _is_attached(self, root: PurePosixPath, attached: Mapping[int, frozenset[str]]) -> bool:
         with suppress(WeirError):
@@ -307,14 +293,22 @@ class Reconciler:
         return False
 
 
-def _differs(wanted: Placement, present: Mapping[int, Enrolment]) -> bool:
-    entry = present.get(wanted.cgroup)
-    if entry is None or entry.policy != wanted.version or entry.flags & ~KEPT != wanted.flags:
+def _differs(
+    member: Member, version: int, flags: Flag, nested: Iterable[int], present: Mapping[int, Enrolment]
+) -> bool:
+    entry = present.get(member.cgroup)
+    if entry is None or entry.policy != version or _of_policy(entry.flags) != flags:
         return True
-    if wanted.how & Flag.PARENT and not entry.flags & Flag.PARENT:
+    if member.is_parent and not entry.flags & Flag.PARENT:
         return True
-    inside = [present[number] for number in wanted.nested if number in present]
+    inside = [present[number] for number in nested if number in present]
     return any((one.slot, one.policy) != (entry.slot, entry.policy) for one in inside)
+
+
+@functools.cache
+def _of_policy(flags: Flag) -> Flag:
+    """Few combinations occur, and masking a Flag takes longer than all else about an entry."""
+    return flags & ~KEPT
 
 
 def _tell(member: Member, before: Member | None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from agent.kernel.seam import Enrolment
 from agent.node.members import Member
@@ -31,19 +30,31 @@ def layers(hooks: bool, seccomp: bool) -> Mapping[str, bool]:
 def row(
     member: Member,
     present: Mapping[int, Enrolment],
-    covered: Mapping[PurePosixPath, bool],
     nested: Iterable[int],
     filters: Filters,
+    *,
+    hooks: bool,
+    before: Row | None = None,
 ) -> Row:
-    """One member. ``covered``: whether each managed parent is enrolled and has all programs.
+    """One member. ``hooks``: whether its managed parent is enrolled and has all programs.
 
     ``nested`` are the enrolled cgroups inside the member. One without an entry of its own is under its parent's.
+    ``before`` is the row that the same member had last: it is returned when nothing else has changed either.
     """
     identity = member.identity
-    hooks = any(holds for root, holds in covered.items() if member.path.is_relative_to(root))
+    ids = tuple(number for number in (member.cgroup, *nested) if number in present)
+    covered = layers(hooks, 0 < filters.processes == filters.filtered)
+    counted = (filters.processes, filters.filtered)
+    if (
+        before
+        and before.layers is covered
+        and (before.processes, before.filtered) == counted
+        and before.cgroup_ids == ids
+    ):
+        return before
     return Row(
         f"/{member.path}",
-        tuple(number for number in (member.cgroup, *nested) if number in present),
+        ids,
         member.names.namespace or "",
         member.names.pod or "",
         member.names.container or "",
@@ -51,9 +62,8 @@ def row(
         identity.runtime if identity else "",
         member.choice.policy,
         member.choice.problem or ("" if member.cgroup in present else NO_PLACE),
-        layers(hooks, 0 < filters.processes == filters.filtered),
-        filters.processes,
-        filters.filtered,
+        covered,
+        *counted,
     )
 
 

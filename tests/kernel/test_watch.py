@@ -8,12 +8,15 @@ import random
 import select
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 from agent.cgroups import tree
+from agent.cgroups.containers import may_hold
+from agent.cgroups.parents import Parents
 from agent.cgroups.roots import is_worth_watching, parse
 from agent.cgroups.watch import Changes, Watch
 from tests import need
@@ -185,6 +188,46 @@ def test_a_storm_beside_the_reader(watch: Watch, mount: Path, own: PurePosixPath
         link.receive()
     assert known == tree.scan(mount, own).keys() - {own}
     assert watched(watch) == 1 + sum(path.name != "leaf" for path in known)
+
+
+def test_what_follows_the_watch_knows_what_a_scan_finds(mount: Path, own: PurePosixPath) -> None:
+    """Also which cgroup has a name now: the ids, while another process makes the same names again and again."""
+
+    def job(link: Link) -> None:
+        dice = random.Random(11)
+        for _ in range(4000):
+            service = mount / own / f"s{dice.randrange(5)}.service"
+            inside = service / f"c{dice.randrange(3)}"
+            if not service.exists():
+                service.mkdir()
+            elif not inside.exists():
+                inside.mkdir()
+            else:
+                inside.rmdir()
+                if dice.random() < 0.5:
+                    with suppress(OSError):
+                        service.rmdir()
+
+    parents = Parents(mount)
+    with closing(Watch(mount, lambda path: is_worth_watching(path, parse([own.name])))) as watch:
+        watch.add_tree(own)
+        looks = [parents.below(own)]
+        with fork(job, lambda: None) as link:
+            over = False
+            while not over:
+                over = link._connection.poll()
+                parents.follow(watch.read(0))
+                looks.append({**parents.below(own)})
+            link.receive()
+    found = tree.scan(mount, own, lambda path: may_hold(path, own))
+    assert parents.below(own) == found
+    assert len(found) > 1
+    assert sum(one != other for one, other in pairwise(looks)) > 20, "it changed under the eyes of the reader"
+    parents.follow(Changes(overflowed=True))
+    assert parents.below(own) == found
+    parents.follow(Changes(removed=(own,), created=(own,)))
+    assert parents.below(own) == found
+    assert parents.below(own / "absent") == {}
 
 
 def test_an_overflow_is_told_and_nothing_is_missed(watch: Watch, mount: Path, own: PurePosixPath) -> None:

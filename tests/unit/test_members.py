@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 import pytest
@@ -28,6 +28,10 @@ class Told:
 
     containers: dict[str, Names] = field(default_factory=dict)
     pods: dict[str, Names] = field(default_factory=dict)
+
+    @property
+    def answer(self) -> object:
+        return {**self.containers}, {**self.pods}
 
     def container(self, container_id: str) -> Names | None:
         return self.containers.get(container_id)
@@ -65,6 +69,19 @@ def test_what_has_not_changed_is_the_same_object() -> None:
         known = {member.cgroup: member for member in members(now, ROOT, told, policies, "default", first)}
         assert known == {m.cgroup: m for m in members(now, ROOT, told, policies, "default", {})}
         assert [known.get(number) is first[number] for number in (2, 3, 4)] == [True, True, False]
+
+
+def test_when_nothing_else_is_new_only_what_is_nameless_is_asked_for() -> None:
+    listed, policies = {ROOT: 1, POD: 2, POD / C: 3, POD / D: 4}, [("shop", SHOP)]
+    told = Told({C: FRONT}, {})
+    first = {member.cgroup: member for member in members(listed, ROOT, told, policies, "default", {})}
+    told.containers.update({C: replace(FRONT, container="renamed"), D: replace(FRONT, container="late")})
+    told.pods[UID] = WEB
+    listed = {**listed, POD / ("e" * 64): 5}
+    made = {m.cgroup: m for m in members(listed, ROOT, told, policies, "default", first, settled=True)}
+    assert made[3] is first[3]
+    assert [made[number].names.pod for number in (2, 4, 5)] == ["web-0", "web-0", "web-0"]
+    assert [made[number].choice.policy for number in (1, 2, 3, 4, 5)] == ["default", "shop", "shop", "shop", "shop"]
 
 
 def test_a_managed_parent_is_under_the_default_whatever_selects_it() -> None:

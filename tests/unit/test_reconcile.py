@@ -6,11 +6,12 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from agent.cgroups import roots
+from agent.cgroups.watch import Changes
 from agent.controller import compiled
 from agent.errors import WeirError
 from agent.kernel.abi import PROGRAMS, Flag
@@ -52,6 +53,10 @@ class Cri:
     containers: dict[str, Names] = field(default_factory=dict)
     pods: dict[str, Names] = field(default_factory=dict)
 
+    @property
+    def answer(self) -> object:
+        return {**self.containers}, {**self.pods}
+
     def container(self, container_id: str) -> Names | None:
         return self.containers.get(container_id)
 
@@ -82,10 +87,13 @@ class Node:
     def make(self, *paths: str) -> None:
         for path in paths:
             (self.path / "tree" / path).mkdir(parents=True, exist_ok=True)
+            made = PurePosixPath(path)
+            self.agent.follow(Changes(created=(*reversed(made.parents), made)))
 
     def remove(self, path: str) -> None:
         """As the kernel removes a cgroup, whose id is never used again: the directory goes elsewhere."""
         number = self.id(path)
+        self.agent.follow(Changes(removed=(PurePosixPath(path),)))
         (self.path / "tree" / path).rename(self.path / secrets.token_hex(8))
         self.kernel.gone.add(number)
 
@@ -152,6 +160,20 @@ def test_a_second_look_writes_nothing(node: Node) -> None:
     for full in (True, False):
         node.look(full=full)
     assert node.kernel.steps[steps:] == []
+
+
+def test_a_row_is_made_anew_only_when_it_says_something_else(node: Node) -> None:
+    node.make(A, B)
+    node.look()
+    first = {row.cgroup: row for row in node.agent.rows()}
+    node.make(f"{A}/inner")
+    node.kernel.born(node.id(f"{A}/inner"), node.id(POD))
+    node.look(full=False)
+    again = {row.cgroup: row for row in node.agent.rows()}
+    assert again.keys() == first.keys()
+    assert [path for path, row in again.items() if row is not first[path]] == [f"/{A}"]
+    node.kernel.links[node.id("kubepods")].discard("egress")
+    assert not any(row.layers["hooks"] for row in node.agent.rows())
 
 
 def test_a_name_that_comes_later_is_one_write(node: Node) -> None:

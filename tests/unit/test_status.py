@@ -93,7 +93,7 @@ def test_a_container_is_one_item_with_all_that_is_in_it(place: Place, kernel: Fa
 
 def test_cgroups_that_share_a_slot_are_counted_once(place: Place, kernel: FakeKernel) -> None:
     numbers = (inode(place, "kubepods/pod/c1"), inode(place, "kubepods/pod/c1/nested"))
-    kernel.entries[numbers[1]] = replace(kernel.entries[numbers[1]], slot=kernel.entries[numbers[0]].slot)
+    kernel.entries[numbers[1]] = kernel.entries[numbers[1]]._replace(slot=kernel.entries[numbers[0]].slot)
     data = gather(place, kernel, replace(READY, rows=(container(place, "c1", *numbers),)))
     assert data["cgroups"][1]["bytes"]["public"] == 100
 
