@@ -53,6 +53,8 @@ def archive(image: str, tar: Path) -> Path:
             _buildah("rmi", "--prune", "--force")
         _buildah(
             *("bud", "--quiet", "--isolation", "chroot", "--layers", "--pull-never"),
+            # Newer ones' own limits are higher than a root without CAP_SYS_RESOURCE may set.
+            *("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"),
             *("--build-arg", f"BASE={base}"),
             *(word for host, inside in _mounts() for word in ("--volume", f"{host}:{inside}:ro")),
             *("--file", ROOT / "deploy/Dockerfile", "--tag", image, ROOT),
