@@ -23,6 +23,7 @@ from agent.policy.model import (
     Prefix,
     Protocol,
     Verdict,
+    nested,
 )
 
 MAX_RULES = 512  # bpf/abi.h: counters and events name a rule by its index
@@ -151,17 +152,15 @@ def compile_policy(policy: Policy) -> Tables:
 
     lists = ClauseLists(policy)
     entries: list[Entry] = []
-    enclosing: list[tuple[Prefix, int, Entry]] = []  # the prefixes around the present one, outermost first
-    for prefix in sorted({*own_rules, *own_classes}):
-        while enclosing and not enclosing[-1][0].contains(prefix.address):
-            enclosing.pop()
-        outer_rules, outer = enclosing[-1][1:] if enclosing else (0, None)
+    found: dict[Prefix, tuple[int, Entry]] = {}  # the rules that contain each prefix, and what they come to
+    for prefix, around in nested((*own_rules, *own_classes)):
+        outer_rules, outer = found[around] if around else (0, None)
         rules = outer_rules | own_rules.get(prefix, 0)
         kind = narrower(outer.destination if outer else Destination.PUBLIC, own_classes.get(prefix))
         entry = Entry(prefix, *lists.place(rules), kind)
         if outer is None or not outer.same_answer(entry):
             entries.append(entry)
-        enclosing.append((prefix, rules, entry))
+        found[prefix] = (rules, entry)
     check("different prefixes", len(entries), MAX_PREFIXES)
     return Tables(tuple(entries), tuple(lists.clauses))
 

@@ -203,9 +203,11 @@ T = TypeVar("T")
 
 def different(items: tuple[T, ...]) -> tuple[T, ...]:
     """Check that no item is there twice. Raises ValueError naming the first that is."""
-    for index, item in enumerate(items):
-        if item in items[:index]:
+    seen: set[T] = set()
+    for item in items:
+        if item in seen:
             raise ValueError(f"{getattr(item, 'value', item)} is listed twice; take one out")
+        seen.add(item)
     return items
 
 

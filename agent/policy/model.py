@@ -5,6 +5,7 @@ Every address is one 128-bit integer. IPv4 lives at ::ffff:a.b.c.d, so that one 
 
 import ipaddress
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -126,6 +127,16 @@ class Prefix(NamedTuple):
     def contains(self, address: int) -> bool:
         """Return whether the address (128 bits) lies inside."""
         return (address ^ self.address) >> (128 - self.length) == 0
+
+
+def nested(prefixes: Iterable[Prefix]) -> Iterator[tuple[Prefix, Prefix | None]]:
+    """Yield each different prefix, sorted, and the narrowest of the others around it; None when there is none."""
+    around: list[Prefix] = []
+    for prefix in sorted(set(prefixes)):
+        while around and not around[-1].contains(prefix.address):
+            around.pop()
+        yield prefix, around[-1] if around else None
+        around.append(prefix)
 
 
 class PortRange(NamedTuple):

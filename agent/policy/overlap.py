@@ -1,63 +1,23 @@
-"""Rules that contradict or repeat one another: what each rule alone cannot show."""
+"""Rules that contradict or repeat one another: what each rule alone cannot show.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+A set of rules is an integer with bit n set for the rule with index n, a set of ports one with bit n set for port n. So a
+policy is looked at once, and not each value of each rule beside those of every other.
+"""
 
-from agent.policy.document import NameDestination, RulePart, SetDestination
-from agent.policy.model import BOTH_PROTOCOLS, MAX_PORT, PortRange, Prefix, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from itertools import pairwise
+from operator import and_
+
+from agent.policy.document import DestinationItem, RulePart, SetDestination
+from agent.policy.model import MAX_PORT, PortRange, Prefix, Protocol, nested
+from agent.policy.ports import prefixes
 from agent.policy.sets import RESOLVERS
 
 Place = tuple[str | int, ...]
 """Keys and indexes that lead to a value, from the top of the file."""
 
-
-class Cover:
-    """A set of prefixes that finds the one around another in one step for each length that occurs."""
-
-    def __init__(self, prefixes: Iterable[Prefix]) -> None:
-        self._prefixes = set(prefixes)
-        self._lengths = sorted({prefix.length for prefix in self._prefixes})
-
-    def wider(self, prefix: Prefix) -> Prefix | None:
-        """Return the widest prefix that contains this one and is not this one."""
-        for length in self._lengths:
-            if length >= prefix.length:
-                return None
-            around = Prefix(prefix.address >> (128 - length) << (128 - length), length)
-            if around in self._prefixes:
-                return around
-        return None
-
-    def covers(self, prefix: Prefix) -> bool:
-        """Return whether the prefix is in the set or inside a member of it."""
-        return prefix in self._prefixes or self.wider(prefix) is not None
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What a rule can match. ``cover`` and ``prefixes`` leave out `resolvers`, which differ from host to host."""
-
-    rule: RulePart
-    protocols: frozenset[Protocol]
-    prefixes: frozenset[Prefix]
-    cover: Cover
-    names: frozenset[str]
-    sets: frozenset[str]
-
-    def inside(self, other: "Reach") -> bool:
-        """Return whether the other rule matches every flow that this one does, on every host."""
-        return (
-            self.protocols <= other.protocols
-            and ports_inside(self.rule.ports, other.rule.ports)
-            and (not other.rule.to or (bool(self.rule.to) and self._destinations_inside(other)))
-        )
-
-    def _destinations_inside(self, other: "Reach") -> bool:
-        return (
-            self.names <= other.names
-            and (RESOLVERS not in self.sets or RESOLVERS in other.sets)
-            and all(other.cover.covers(prefix) for prefix in self.prefixes)
-        )
+EVERY_PORT = (1 << MAX_PORT + 1) - 1
 
 
 def problems(
@@ -68,65 +28,112 @@ def problems(
     ``rules`` and ``lines`` go by index in spec.egress (a rule that could not be read is missing); ``expand`` gives the
     prefixes of a set.
     """
-    earlier: dict[int, Reach] = {}
+    behind = hidden(rules, expand)
     for index, rule in rules.items():
         place = ("spec", "egress", index)
         yield from repeated_ports(rule, place)
         yield from repeated_destinations(rule, place)
-        reach = reach_of(rule, expand)
-        for before, other in earlier.items():
-            if reach.inside(other):
-                first = f"{other.rule.name} (line {lines[before]})"
-                yield place, f"{rule.name} can never match: {first} decides all that it covers; move or remove it"
-                break
-        earlier[index] = reach
+        if index in behind:
+            before = behind[index]
+            first = f"{rules[before].name} (line {lines[before]})"
+            yield place, f"{rule.name} can never match: {first} decides all that it covers; move or remove it"
 
 
-def reach_of(rule: RulePart, expand: Callable[[str], tuple[Prefix, ...]]) -> Reach:
-    """Return what a rule can match."""
-    sets = frozenset(item.set_name for item in rule.to if isinstance(item, SetDestination))
-    prefixes = {item for item in rule.to if isinstance(item, Prefix)}
-    prefixes.update(prefix for name in sets - {RESOLVERS} for prefix in expand(name))
-    return Reach(
-        rule=rule,
-        protocols=frozenset([rule.protocol]) if rule.protocol else BOTH_PROTOCOLS,
-        prefixes=frozenset(prefixes),
-        cover=Cover(prefixes),
-        names=frozenset(item.dns_name for item in rule.to if isinstance(item, NameDestination)),
-        sets=sets,
-    )
+def hidden(rules: Mapping[int, RulePart], expand: Callable[[str], tuple[Prefix, ...]]) -> dict[int, int]:
+    """Return each rule that no flow comes to, on any host, and the first rule that matches all that it does."""
+    everywhere = rule_set(index for index, rule in rules.items() if not rule.to)
+    by_destination = covering(rules, expand)
+    by_protocol = {
+        protocol: rule_set(index for index, rule in rules.items() if rule.protocol in (None, protocol))
+        for protocol in Protocol
+    }
+    ports = {index: port_set(rule.ports) for index, rule in rules.items()}
+    found = {}
+    for index, rule in rules.items():
+        listed = reduce(and_, (by_destination[item] for item in rule.to), -1) if rule.to else 0
+        around = (everywhere | listed) & (1 << index) - 1
+        for protocol in [rule.protocol] if rule.protocol else Protocol:
+            around &= by_protocol[protocol]
+        first = next((before for before in members(around) if ports[index] & ~ports[before] == 0), None)
+        if first is not None:
+            found[index] = first
+    return found
 
 
-def ports_inside(inner: tuple[PortRange, ...], outer: tuple[PortRange, ...]) -> bool:
-    """Return whether every port of the first is one of the second; () is every port."""
-    if not outer:
-        return True
-    free = 0  # the lowest port for which no range of outer has been seen
-    gaps = []
-    for ports in sorted(outer):
-        if ports.first > free:
-            gaps.append(PortRange(free, ports.first - 1))
-        free = max(free, ports.last + 1)
-    if free <= MAX_PORT:
-        gaps.append(PortRange(free, MAX_PORT))
-    wanted = inner or (PortRange(0, MAX_PORT),)
-    return not any(ports.first <= gap.last and gap.first <= ports.last for ports in wanted for gap in gaps)
+def covering(rules: Mapping[int, RulePart], expand: Callable[[str], tuple[Prefix, ...]]) -> dict[DestinationItem, int]:
+    """Return for each destination in the rules those rules whose lists have all of it.
+
+    The set `resolvers` is other addresses on each host, so that no prefix has it inside, and it has none.
+    """
+    found: dict[DestinationItem, int] = {}
+    for index, rule in rules.items():
+        for item in rule.to:
+            found[item] = found.get(item, 0) | 1 << index
+    prefixes_of: dict[DestinationItem, tuple[Prefix, ...]] = {
+        item: (item,) if isinstance(item, Prefix) else expand(item.set_name)
+        for item in found
+        if isinstance(item, Prefix) or (isinstance(item, SetDestination) and item.set_name != RESOLVERS)
+    }
+    around: dict[Prefix, int] = {}
+    for item, its in prefixes_of.items():
+        for prefix in its:
+            around[prefix] = around.get(prefix, 0) | found[item]
+    for prefix, outer in nested(around):
+        around[prefix] |= around[outer] if outer else 0
+    for item, its in prefixes_of.items():
+        found[item] = reduce(and_, (around[prefix] for prefix in its), -1)
+    return found
+
+
+def rule_set(indexes: Iterable[int]) -> int:
+    """Return a set of rules from their indexes."""
+    return sum(1 << index for index in indexes)
+
+
+def members(rules: int) -> Iterator[int]:
+    """Yield the indexes of a set of rules, lowest first."""
+    while rules:
+        lowest = rules & -rules
+        rules ^= lowest
+        yield lowest.bit_length() - 1
+
+
+def port_set(ports: Sequence[PortRange]) -> int:
+    """Return the ports of the ranges as a set; () is every port."""
+    found = 0
+    for first, last in ports:
+        found |= (1 << last + 1) - (1 << first)
+    return found if ports else EVERY_PORT
 
 
 def repeated_ports(rule: RulePart, place: Place) -> Iterator[tuple[Place, str]]:
-    """Yield each range that shares a port with one before it."""
+    """Yield each range that shares a port with one before it, and the first such."""
+    if all(ports.last < following.first for ports, following in pairwise(sorted(rule.ports))):
+        return
+    # Blocks of ports as in ports.py: two ranges meet where a block of one is a block of the other, or inside one.
+    own: dict[tuple[int, int], int] = {}  # a block of a range: the first range that has it
+    inside: dict[tuple[int, int], int] = {}  # a block with a range's block in it: the first such range
     for index, ports in enumerate(rule.ports):
-        shared = next((p for p in rule.ports[:index] if p.first <= ports.last and ports.first <= p.last), None)
-        if shared:
-            yield (*place, "ports", index), f"{ports} overlaps {shared} of the same list; join or remove one"
+        blocks = set(prefixes(*ports))
+        outer = {(port >> 16 - bits << 16 - bits, bits) for port, length in blocks for bits in range(length)}
+        first = min([inside.get(block, index) for block in blocks] + [own.get(block, index) for block in outer])
+        if first < index:
+            message = f"{ports} overlaps {rule.ports[first]} of the same list; join or remove one"
+            yield (*place, "ports", index), message
+        for block in blocks:
+            own.setdefault(block, index)
+        for block in blocks | outer:
+            inside.setdefault(block, index)
 
 
 def repeated_destinations(rule: RulePart, place: Place) -> Iterator[tuple[Place, str]]:
     """Yield each destination that is in the list already, as it stands or inside a wider one."""
-    cover = Cover(item for item in rule.to if isinstance(item, Prefix))
+    widest: dict[Prefix, Prefix | None] = {}  # the prefix around each that is inside no other
+    for prefix, outer in nested(item for item in rule.to if isinstance(item, Prefix)):
+        widest[prefix] = (widest[outer] or outer) if outer else None
     seen = set()
     for index, item in enumerate(rule.to):
-        around = cover.wider(item) if isinstance(item, Prefix) else None
+        around = widest[item] if isinstance(item, Prefix) else None
         if item in seen:
             yield (*place, "to", index), "the same destination is in this list already; take one out"
         elif around:

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.policy.model import Action, Mode, Policy, Prefix, Protocol, Rule, Unenforced, format_address, parse_address
+from agent.policy.model import (
+    Action,
+    Mode,
+    Policy,
+    Prefix,
+    Protocol,
+    Rule,
+    Unenforced,
+    format_address,
+    nested,
+    parse_address,
+)
 from tests.policies import OPEN_SOCKETS, addresses, prefixes
 
 
@@ -25,6 +36,15 @@ def test_an_address_reads_back_as_it_prints(address: int) -> None:
 def test_contains_is_that_of_ipaddress(prefix: Prefix, address: int) -> None:
     network = ipaddress.IPv6Network((prefix.address, prefix.length))
     assert prefix.contains(address) == (ipaddress.IPv6Address(address) in network)
+
+
+@given(st.lists(prefixes(), max_size=8))
+def test_nested_finds_the_narrowest_around_each(members: list[Prefix]) -> None:
+    found = list(nested(members))
+    assert [prefix for prefix, _ in found] == sorted(set(members))
+    for prefix, around in found:
+        wider = [other for other in members if other.length < prefix.length and other.contains(prefix.address)]
+        assert around == max(wider, key=lambda other: other.length, default=None)
 
 
 @given(st.ip_addresses(v=4))

@@ -5,10 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.policy.decide import decide
-from agent.policy.model import Flow, Policy, PortRange, Prefix
-from agent.policy.overlap import Cover, ports_inside
+from agent.policy.document import RulePart
+from agent.policy.model import Action, Flow, Policy, PortRange, Prefix
+from agent.policy.overlap import port_set, repeated_destinations, repeated_ports
 from agent.policy.parse import PolicyInvalid, parse
-from tests.policies import addresses, as_yaml, flows, policies, port_ranges, prefixes
+from tests.policies import as_yaml, flows, policies, port_ranges, prefixes
 
 HEAD = "apiVersion: weir.dev/v1\nkind: SocketPolicy\nmetadata: {name: test}\nspec:\n  egress:\n"
 
@@ -89,21 +90,35 @@ def test_a_policy_without_problems_reads_back(policy: Policy) -> None:
     assert (read.default, read.sockets) == (policy.default, policy.sockets)
 
 
-@given(st.lists(prefixes(), max_size=8), prefixes(), addresses)
-def test_cover_is_containment(members: list[Prefix], prefix: Prefix, address: int) -> None:
-    cover = Cover(members)
-    around = [member for member in members if member.length <= prefix.length and member.contains(prefix.address)]
-    assert cover.covers(prefix) == bool(around)
-    assert cover.covers(Prefix(address, 128)) == any(member.contains(address) for member in members)
-    wider = [member for member in around if member != prefix]
-    assert cover.wider(prefix) == min(wider, key=lambda member: member.length, default=None)
+def rule(to: list[Prefix], ports: list[PortRange]) -> RulePart:
+    return RulePart.model_construct(name="a", action=Action.DENY, to=tuple(to), ports=tuple(ports), protocol=None)
 
 
-@given(st.lists(port_ranges(), max_size=4).map(tuple), st.lists(port_ranges(), max_size=4).map(tuple))
-def test_ports_inside_is_that_of_sets(inner: tuple[PortRange, ...], outer: tuple[PortRange, ...]) -> None:
-    def ports(ranges: tuple[PortRange, ...]) -> set[int]:
-        return (
-            {port for ports in ranges for port in range(ports.first, ports.last + 1)} if ranges else set(range(65536))
-        )
+@given(st.lists(prefixes(), max_size=8))
+def test_a_repeated_destination_is_in_a_member_of_the_list(to: list[Prefix]) -> None:
+    wanted = []
+    for index, prefix in enumerate(to):
+        around = [other for other in to if other.length < prefix.length and other.contains(prefix.address)]
+        widest = min(around, key=lambda other: other.length, default=None)
+        if prefix in to[:index]:
+            wanted.append((("to", index), "the same destination is in this list already; take one out"))
+        elif widest:
+            wanted.append((("to", index), f"{prefix} is inside {widest} of the same list; take it out"))
+    assert list(repeated_destinations(rule(to, []), ())) == wanted
 
-    assert ports_inside(inner, outer) == (ports(inner) <= ports(outer))
+
+@given(st.lists(port_ranges(), max_size=12))
+def test_a_repeated_port_is_in_the_first_range_that_has_it(ports: list[PortRange]) -> None:
+    wanted = []
+    for index, mine in enumerate(ports):
+        before = [other for other in ports[:index] if other.first <= mine.last and mine.first <= other.last]
+        if before:
+            message = f"{mine} overlaps {before[0]} of the same list; join or remove one"
+            wanted.append((("ports", index), message))
+    assert list(repeated_ports(rule([], ports), ())) == wanted
+
+
+@given(st.lists(port_ranges(), max_size=4).map(tuple))
+def test_a_set_of_ports_has_those_of_the_ranges(ranges: tuple[PortRange, ...]) -> None:
+    every = {port for ports in ranges for port in range(ports.first, ports.last + 1)} if ranges else set(range(65536))
+    assert {port for port, bit in enumerate(reversed(f"{port_set(ranges):b}")) if bit == "1"} == every

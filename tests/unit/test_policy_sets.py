@@ -6,8 +6,7 @@ import pytest
 
 from agent.errors import WeirError
 from agent.policy import sets
-from agent.policy.model import IPV4_MAPPED, Destination, parse_address
-from agent.policy.overlap import Cover
+from agent.policy.model import IPV4_MAPPED, Destination, nested, parse_address
 
 FILES = ("broadcast", "google", "link-local", "loopback", "multicast", "private", "reserved")
 
@@ -28,7 +27,7 @@ def test_each_set_says_where_it_comes_from_and_holds_no_prefix_twice(name: str) 
     assert "Date: " in header
     prefixes = sets.read(name)
     assert len(set(prefixes)) == len(prefixes)
-    assert [str(prefix) for prefix in prefixes if Cover(prefixes).wider(prefix)] == []
+    assert [str(prefix) for prefix, around in nested(prefixes) if around] == []
 
 
 def test_no_set_holds_the_prefixes_that_are_judged_by_the_address_inside() -> None:
