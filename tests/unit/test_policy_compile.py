@@ -30,7 +30,6 @@ from agent.policy.model import (
     Prefix,
     Protocol,
     Rule,
-    parse_address,
 )
 from tests.policies import OPEN_SOCKETS, addresses, flows, policies
 
