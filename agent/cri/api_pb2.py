@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x61gent/cri/api.proto\x12\nruntime.v1\"B\n\x12PodSandboxMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\"\xb3\x02\n\nPodSandbox\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x08metadata\x18\x02 \x01(\x0b\x32\x1e.runtime.v1.PodSandboxMetadata\x12\x12\n\ncreated_at\x18\x04 \x01(\x03\x12\x32\n\x06labels\x18\x05 \x03(\x0b\x32\".runtime.v1.PodSandbox.LabelsEntry\x12<\n\x0b\x61nnotations\x18\x06 \x03(\x0b\x32\'.runtime.v1.PodSandbox.AnnotationsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x17\n\x15ListPodSandboxRequest\"?\n\x16ListPodSandboxResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.runtime.v1.PodSandbox\"!\n\x11\x43ontainerMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\"`\n\tContainer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\x0epod_sandbox_id\x18\x02 \x01(\t\x12/\n\x08metadata\x18\x03 \x01(\x0b\x32\x1d.runtime.v1.ContainerMetadata\"\x17\n\x15ListContainersRequest\"C\n\x16ListContainersResponse\x12)\n\ncontainers\x18\x01 \x03(\x0b\x32\x15.runtime.v1.Containerb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x61gent/cri/api.proto\x12\nruntime.v1\"B\n\x12PodSandboxMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\"\xb3\x02\n\nPodSandbox\x12\n\n\x02id\x18\x01 \x01(\t\x12\x30\n\x08metadata\x18\x02 \x01(\x0b\x32\x1e.runtime.v1.PodSandboxMetadata\x12\x12\n\ncreated_at\x18\x04 \x01(\x03\x12\x32\n\x06labels\x18\x05 \x03(\x0b\x32\".runtime.v1.PodSandbox.LabelsEntry\x12<\n\x0b\x61nnotations\x18\x06 \x03(\x0b\x32\'.runtime.v1.PodSandbox.AnnotationsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9d\x01\n\x10PodSandboxFilter\x12\n\n\x02id\x18\x01 \x01(\t\x12G\n\x0elabel_selector\x18\x03 \x03(\x0b\x32/.runtime.v1.PodSandboxFilter.LabelSelectorEntry\x1a\x34\n\x12LabelSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"E\n\x15ListPodSandboxRequest\x12,\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1c.runtime.v1.PodSandboxFilter\"?\n\x16ListPodSandboxResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.runtime.v1.PodSandbox\"!\n\x11\x43ontainerMetadata\x12\x0c\n\x04name\x18\x01 \x01(\t\"`\n\tContainer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\x0epod_sandbox_id\x18\x02 \x01(\t\x12/\n\x08metadata\x18\x03 \x01(\x0b\x32\x1d.runtime.v1.ContainerMetadata\"\x1d\n\x0f\x43ontainerFilter\x12\n\n\x02id\x18\x01 \x01(\t\"D\n\x15ListContainersRequest\x12+\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x1b.runtime.v1.ContainerFilter\"C\n\x16ListContainersResponse\x12)\n\ncontainers\x18\x01 \x03(\x0b\x32\x15.runtime.v1.Containerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PODSANDBOX_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_PODSANDBOX_ANNOTATIONSENTRY']._loaded_options = None
   _globals['_PODSANDBOX_ANNOTATIONSENTRY']._serialized_options = b'8\001'
+  _globals['_PODSANDBOXFILTER_LABELSELECTORENTRY']._loaded_options = None
+  _globals['_PODSANDBOXFILTER_LABELSELECTORENTRY']._serialized_options = b'8\001'
   _globals['_PODSANDBOXMETADATA']._serialized_start=35
   _globals['_PODSANDBOXMETADATA']._serialized_end=101
   _globals['_PODSANDBOX']._serialized_start=104
@@ -43,16 +45,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PODSANDBOX_LABELSENTRY']._serialized_end=359
   _globals['_PODSANDBOX_ANNOTATIONSENTRY']._serialized_start=361
   _globals['_PODSANDBOX_ANNOTATIONSENTRY']._serialized_end=411
-  _globals['_LISTPODSANDBOXREQUEST']._serialized_start=413
-  _globals['_LISTPODSANDBOXREQUEST']._serialized_end=436
-  _globals['_LISTPODSANDBOXRESPONSE']._serialized_start=438
-  _globals['_LISTPODSANDBOXRESPONSE']._serialized_end=501
-  _globals['_CONTAINERMETADATA']._serialized_start=503
-  _globals['_CONTAINERMETADATA']._serialized_end=536
-  _globals['_CONTAINER']._serialized_start=538
-  _globals['_CONTAINER']._serialized_end=634
-  _globals['_LISTCONTAINERSREQUEST']._serialized_start=636
-  _globals['_LISTCONTAINERSREQUEST']._serialized_end=659
-  _globals['_LISTCONTAINERSRESPONSE']._serialized_start=661
-  _globals['_LISTCONTAINERSRESPONSE']._serialized_end=728
+  _globals['_PODSANDBOXFILTER']._serialized_start=414
+  _globals['_PODSANDBOXFILTER']._serialized_end=571
+  _globals['_PODSANDBOXFILTER_LABELSELECTORENTRY']._serialized_start=519
+  _globals['_PODSANDBOXFILTER_LABELSELECTORENTRY']._serialized_end=571
+  _globals['_LISTPODSANDBOXREQUEST']._serialized_start=573
+  _globals['_LISTPODSANDBOXREQUEST']._serialized_end=642
+  _globals['_LISTPODSANDBOXRESPONSE']._serialized_start=644
+  _globals['_LISTPODSANDBOXRESPONSE']._serialized_end=707
+  _globals['_CONTAINERMETADATA']._serialized_start=709
+  _globals['_CONTAINERMETADATA']._serialized_end=742
+  _globals['_CONTAINER']._serialized_start=744
+  _globals['_CONTAINER']._serialized_end=840
+  _globals['_CONTAINERFILTER']._serialized_start=842
+  _globals['_CONTAINERFILTER']._serialized_end=871
+  _globals['_LISTCONTAINERSREQUEST']._serialized_start=873
+  _globals['_LISTCONTAINERSREQUEST']._serialized_end=941
+  _globals['_LISTCONTAINERSRESPONSE']._serialized_start=943
+  _globals['_LISTCONTAINERSRESPONSE']._serialized_end=1010
 # @@protoc_insertion_point(module_scope)

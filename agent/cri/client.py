@@ -6,7 +6,7 @@ named = client.inventory().named(container_id)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,9 @@ SANDBOX = "POD"
 """The container name of a sandbox's own process, which has none: the one that cAdvisor and the kubelet's metrics use."""
 
 _OURS = "weir.dev/"
+
+_POD_UID = "io.kubernetes.pod.uid"
+"""The kubelet's label on what it makes (pkg/kubelet/types/labels.go). metadata.uid, which it equals, is in no filter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,11 @@ class Inventory:
         """The pod with this uid, as Kubernetes writes it (with hyphens); of several sandboxes the newest."""
         return self._by_uid.get(uid)
 
+    def with_more(self, newer: Inventory) -> Inventory:
+        """Add what was listed later; the answer is this itself when that says nothing new."""
+        both = Inventory({**self.containers, **newer.containers}, {**self.pods, **newer.pods})
+        return self if both == self else both
+
     @cached_property
     def _by_uid(self) -> dict[str, PodInfo]:
         return {pod.uid: pod for pod in self.pods.values()}
@@ -104,8 +112,24 @@ class Client:
             self._ask(connection, api.ListPodSandboxRequest(), pods)
         return Inventory(_containers(containers), _pods(pods))
 
+    def some(self, containers: Collection[str], pod_uids: Collection[str]) -> Inventory:
+        """What the runtime knows of these containers (or sandboxes), with their pods, and of these pods.
+
+        The whole list of a node of 1,000 containers takes 50 times as long. Raises CriUnavailable as ``inventory`` does.
+        """
+        found, pods = api.ListContainersResponse(), api.ListPodSandboxResponse()
+        with Connection(self._path, self._timeout) as connection:
+            for container in containers:
+                self._ask(connection, api.ListContainersRequest(filter=api.ContainerFilter(id=container)), found)
+            sandboxes = {one.id: one.pod_sandbox_id for one in found.containers}
+            wanted = [api.PodSandboxFilter(id=one) for one in {sandboxes.get(one, one) for one in containers}]
+            wanted += [api.PodSandboxFilter(label_selector={_POD_UID: uid}) for uid in pod_uids]
+            for one in wanted:
+                self._ask(connection, api.ListPodSandboxRequest(filter=one), pods)
+        return Inventory(_containers(found), _pods(pods))
+
     def _ask(self, connection: Connection, request: Message, answer: Message) -> None:
-        """Make one call, of the name that its request has, and fill ``answer``."""
+        """Make one call, of the name that its request has, and add what it says to ``answer``."""
         method = type(request).__name__.removesuffix("Request")
         data = connection.call(f"/runtime.v1.RuntimeService/{method}", request.SerializeToString())
         try:

@@ -23,6 +23,15 @@ these limits. A pod's cgroup is there before the runtime lists the pod, and what
 the pod's annotations. Starting the first container takes about as long as starting the sandbox did, so the answer has to
 come in a small part of that; what is missed for long, nobody may know."""
 
+FEW = 16
+"""So many missing names are asked for one by one; for more, everything is listed."""
+
+
+Wanted = tuple[str, str]
+"""Container or pod, and its id or uid."""
+
+_CONTAINER, _POD = "container", "pod"
+
 
 class Naming:
     """Asks when told to, and every so often. ``arrived`` is called, from the thread, when there is a new answer."""
@@ -33,9 +42,10 @@ class Naming:
         self._arrived = arrived
         self._inventory = Inventory({}, {})
         self._client = Client(path, TIMEOUT) if path else None
-        self._unknown: set[str] = set()
-        self._missed: frozenset[str] = frozenset()
+        self._unknown: set[Wanted] = set()
+        self._missed: frozenset[Wanted] = frozenset()
         self._since = 0.0
+        self._listed = -LONGEST
         self._missing = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(self._client,), name="cri", daemon=True)
@@ -70,17 +80,17 @@ class Naming:
         """The names of a container, None while they are not known."""
         found = self._inventory.named(container_id)
         if found is None:
-            self._seek(container_id)
+            self._seek((_CONTAINER, container_id))
         return _container(found) if found else None
 
     def pod(self, pod_uid: str) -> Names | None:
         """The names of a pod."""
         found = self._inventory.pod_of_uid(pod_uid)
         if found is None:
-            self._seek(pod_uid)
+            self._seek((_POD, pod_uid))
         return _pod(found) if found else None
 
-    def _seek(self, one: str) -> None:
+    def _seek(self, one: Wanted) -> None:
         """Ask at once when it was not missing in the last look: the rest of this one can wait, its containers do not."""
         if one not in self._missed and one not in self._unknown:
             self._since = time.monotonic()
@@ -95,22 +105,37 @@ class Naming:
             self._missing.wait(self._pause() - SHORTEST)
 
     def _pause(self) -> float:
-        known = self._inventory
-        if all(known.named(one) or known.pod_of_uid(one) for one in self._missed):
-            return self._every
+        if not self._missing_now():
+            return self._every if self.problem else max(self._listed + self._every - time.monotonic(), SHORTEST)
         return min(max((time.monotonic() - self._since) / SHARE, SHORTEST), LONGEST)
 
+    def _missing_now(self) -> list[Wanted]:
+        """What a look has asked for and no answer has had."""
+        known = self._inventory
+        return [
+            (kind, one)
+            for kind, one in self._missed | frozenset(self._unknown)
+            if not (known.named(one) if kind == _CONTAINER else known.pod_of_uid(one))
+        ]
+
     def _ask(self, client: Client) -> None:
-        began = time.monotonic()
+        began, missing = time.monotonic(), self._missing_now()
+        due = self._listed + (LONGEST if missing else self._every)
         try:
-            answer = client.inventory()
+            if self.problem or began >= due or len(missing) > FEW:
+                answer = client.inventory()
+                self._listed = began
+                memory.trim()
+            else:
+                containers = [one for kind, one in missing if kind == _CONTAINER]
+                pods = [one for kind, one in missing if kind == _POD]
+                answer = self._inventory.with_more(client.some(containers, pods))
         except CriUnavailable as e:
             if not self.problem:
                 log.warning("the CRI does not answer; enforcement goes on, names come later", reason=str(e))
             changed = self.problem != str(e)
             self.problem = str(e)
         else:
-            memory.trim()
             changed = bool(self.problem)
             if answer != self._inventory:
                 self._inventory, changed = answer, True

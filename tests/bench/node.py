@@ -45,6 +45,11 @@ class Pod:
         return f"{self.number:064x}"
 
     @property
+    def sandbox(self) -> str:
+        """The sandbox's id."""
+        return f"{self.number:08x}" * 8
+
+    @property
     def cgroup(self) -> str:
         """The container's cgroup below the managed parent."""
         pod = f"kubepods-burstable-pod{self.uid.replace('-', '_')}.slice"
@@ -56,7 +61,6 @@ def listed(pods: Sequence[Pod]) -> dict[str, bytes]:
     sandboxes, containers = api.ListPodSandboxResponse(), api.ListContainersResponse()
     for pod in pods:
         team, name = f"team-{pod.number % 50}", f"web-{pod.number % 200}-6d4cf56db6-{pod.number:05x}"
-        sandbox = f"{pod.number:08x}" * 8
         labels = {
             "app.kubernetes.io/name": f"web-{pod.number % 200}",
             "app.kubernetes.io/part-of": team,
@@ -72,12 +76,14 @@ def listed(pods: Sequence[Pod]) -> dict[str, bytes]:
             **({ANNOTATION: pod.policy} if pod.policy else {}),
         }
         sandboxes.items.add(
-            id=sandbox,
+            id=pod.sandbox,
             metadata=api.PodSandboxMetadata(name=name, uid=pod.uid, namespace=team),
             labels=labels,
             annotations=annotations,
         )
-        container = api.Container(id=pod.container, pod_sandbox_id=sandbox, metadata=api.ContainerMetadata(name="web"))
+        container = api.Container(
+            id=pod.container, pod_sandbox_id=pod.sandbox, metadata=api.ContainerMetadata(name="web")
+        )
         container.MergeFromString(_UNREAD)
         containers.containers.append(container)
     return {"ListPodSandbox": sandboxes.SerializeToString(), "ListContainers": containers.SerializeToString()}
@@ -91,6 +97,7 @@ class Node:
         self.parent = site.weir.place.root / site.parent
         self.made: list[Pod] = []
         self.answers: dict[str, bytes] = {}
+        self.coming: dict[str, Pod] = {}
 
     def fill(self, containers: int) -> None:
         """Make so many pods, and tell the runtime of them."""
@@ -103,6 +110,22 @@ class Node:
     def tell(self, coming: Sequence[Pod]) -> None:
         """Let the runtime list these too."""
         self.answers = listed([*self.made, *coming])
+        self.coming = {key: pod for pod in coming for key in (pod.uid, pod.container, pod.sandbox)}
+
+    def list_pods(self, request: bytes, _: object) -> bytes:
+        """ListPodSandbox."""
+        wanted = api.ListPodSandboxRequest.FromString(request).filter
+        return self._listed("ListPodSandbox", wanted.id or wanted.label_selector.get("io.kubernetes.pod.uid"))
+
+    def list_containers(self, request: bytes, _: object) -> bytes:
+        """ListContainers."""
+        return self._listed("ListContainers", api.ListContainersRequest.FromString(request).filter.id)
+
+    def _listed(self, method: str, wanted: str | None) -> bytes:
+        """A runtime finds one by its id in no time; of those that were there at the start nobody asks for one."""
+        if not wanted:
+            return self.answers[method]
+        return listed([self.coming[wanted]] if wanted in self.coming else [])[method]
 
     @contextmanager
     def running(self) -> Iterator[Running]:
@@ -122,8 +145,8 @@ def node(containers: int, **options: str) -> Iterator[Node]:
         made = Node(site)
         made.fill(containers)
         answers: dict[str, Answer] = {
-            "ListPodSandbox": lambda _: made.answers["ListPodSandbox"],
-            "ListContainers": lambda _: made.answers["ListContainers"],
+            "ListPodSandbox": made.list_pods,
+            "ListContainers": made.list_containers,
         }
         stack.enter_context(grpc_server(folder / "cri.sock", answers))
         given = {f"--{name.replace('_', '-')}": value for name, value in options.items()}

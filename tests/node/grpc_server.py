@@ -12,7 +12,8 @@ from tests.node import cri  # noqa: F401  # before grpc: it sets how gRPC takes 
 
 import grpc  # isort: skip
 
-Answer = Callable[[grpc.ServicerContext], bytes]
+Answer = Callable[[bytes, grpc.ServicerContext], bytes]
+"""The serialised request and its context → the serialised answer."""
 
 
 class _Handler(grpc.GenericRpcHandler):
@@ -23,7 +24,7 @@ class _Handler(grpc.GenericRpcHandler):
         answer = self._answers.get(details.method)
         if answer is None:
             return None
-        return grpc.unary_unary_rpc_method_handler(lambda _request, context: answer(context))
+        return grpc.unary_unary_rpc_method_handler(answer)
 
 
 @contextmanager

@@ -18,7 +18,9 @@ import pytest
 
 from agent.cri import api_pb2 as api
 from agent.cri.client import SANDBOX, Client, CriUnavailable, Inventory
+from agent.node.naming import FEW, Naming
 from tests import need
+from tests.node import remains
 from tests.node.containerd import Containerd
 from tests.node.grpc_server import Answer, grpc_server
 from tests.node.kubelet import Kubelet
@@ -59,6 +61,14 @@ def test_names_labels_and_annotations(node: Containerd, kubelet: Kubelet) -> Non
     assert names(inventory, worker.id) == ("batch", "job-0", "worker")
     assert names(inventory, web.id) == ("shop", "web-0", SANDBOX)
     assert inventory.named("0" * 64) is None
+
+    some = Client(node.socket).some([front.id, web.id, "0" * 64], [job.uid, "00000000-0000-0000-0000-000000000000"])
+    assert set(some.containers) == {front.id}
+    assert set(some.pods) == {web.id, job.id}
+    assert [some.named(one.id) for one in (front, web)] == [inventory.named(one.id) for one in (front, web)]
+    assert some.pod_of_uid(job.uid) == inventory.pod_of_uid(job.uid)
+    assert inventory.with_more(some) is inventory
+    assert some.with_more(inventory).with_more(some) == inventory
 
     found = inventory.pod_of_uid(web.uid)
     assert found is not None
@@ -251,7 +261,7 @@ def test_closed_at_once(path: Path) -> None:
 
 
 def fixed(data: bytes) -> Answer:
-    return lambda _: data
+    return lambda *_: data
 
 
 def test_no_descriptor_stays_open(path: Path, tmp_path: Path) -> None:
@@ -275,7 +285,7 @@ def test_without_the_api(path: Path) -> None:
 
 
 def test_refusal_has_the_runtime_s_words(path: Path) -> None:
-    def refuse(context: grpc.ServicerContext) -> bytes:
+    def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
         context.abort(grpc.StatusCode.UNKNOWN, "server is not initialized yet: größer")
 
     with grpc_server(path, {"ListContainers": refuse}):
@@ -285,7 +295,7 @@ def test_refusal_has_the_runtime_s_words(path: Path) -> None:
 def test_deadline_that_the_server_keeps(path: Path) -> None:
     held = threading.Event()
 
-    def hold(context: grpc.ServicerContext) -> bytes:
+    def hold(_: bytes, context: grpc.ServicerContext) -> bytes:
         held.wait()
         return b""
 
@@ -333,3 +343,67 @@ def test_many_pods(path: Path) -> None:
 def test_more_than_the_limit(path: Path) -> None:
     with grpc_server(path, {"ListContainers": fixed(b""), "ListPodSandbox": pods(1000, 20000)}):
         assert unavailable(path, 60).endswith("an answer of more than 16 MB")
+
+
+# Naming, which asks
+
+
+def test_a_few_missing_names_are_asked_for_one_by_one_and_many_as_a_list(path: Path) -> None:
+    pods = {
+        uid: api.PodSandbox(id=f"s-{uid}", metadata=api.PodSandboxMetadata(name=f"n-{uid}", uid=uid)) for uid in "abcd"
+    }
+    asked: list[str] = []
+
+    def answer(request: bytes, _: grpc.ServicerContext) -> bytes:
+        uid = api.ListPodSandboxRequest.FromString(request).filter.label_selector.get("io.kubernetes.pod.uid", "")
+        asked.append(uid)
+        return api.ListPodSandboxResponse(items=[pods[uid]] if uid else pods.values()).SerializeToString()
+
+    arrived = threading.Event()
+    naming = Naming(path, 3600, arrived.set)
+    with grpc_server(path, {"ListContainers": fixed(b""), "ListPodSandbox": answer}):
+        naming.start()
+        try:
+            remains.wait("the first answer", lambda: naming.is_up)
+            assert asked == [""]
+            pods["e"] = api.PodSandbox(id="s-e", metadata=api.PodSandboxMetadata(name="n-e", uid="e"))
+            before = naming.answer
+            assert naming.pod("e") is None
+            naming.miss()
+            remains.wait("one name", lambda: naming.pod("e") is not None)
+            assert "e" in asked
+            assert naming.answer != before
+            assert naming.pod("a") is not None, "what was listed before is known still"
+
+            more = [f"f{number}" for number in range(10 * FEW)]
+            pods.update(
+                {uid: api.PodSandbox(id=uid, metadata=api.PodSandboxMetadata(name=uid, uid=uid)) for uid in more}
+            )
+            asked.clear()
+            assert [naming.pod(uid) for uid in more] == [None] * len(more)
+            naming.miss()
+            remains.wait("many names", lambda: all(naming.pod(uid) for uid in more))
+            assert "" in asked
+        finally:
+            naming.stop()
+
+
+def test_a_pod_that_a_runtime_does_not_find_by_its_label_is_found_in_the_list(path: Path) -> None:
+    pod = api.PodSandbox(id="s", metadata=api.PodSandboxMetadata(name="n", uid="u"))
+    listing: list[api.PodSandbox] = []
+
+    def answer(request: bytes, _: grpc.ServicerContext) -> bytes:
+        whole = not api.ListPodSandboxRequest.FromString(request).HasField("filter")
+        return api.ListPodSandboxResponse(items=listing if whole else []).SerializeToString()
+
+    naming = Naming(path, 3600, threading.Event().set)
+    with grpc_server(path, {"ListContainers": fixed(b""), "ListPodSandbox": answer}):
+        naming.start()
+        try:
+            remains.wait("the first answer", lambda: naming.is_up)
+            listing.append(pod)
+            assert naming.pod("u") is None
+            naming.miss()
+            remains.wait("the name", lambda: naming.pod("u") is not None)
+        finally:
+            naming.stop()
