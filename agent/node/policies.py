@@ -98,11 +98,6 @@ class Directory:
             return self._finish(done)
         return False  # it changed meanwhile; what was compiled may be half old and half new
 
-    def watch_paths(self) -> tuple[Path, ...]:
-        """Return the directories in which a change shows: this one, and where a ConfigMap's ..data leads."""
-        data = self._path / "..data"
-        return tuple(path for path in (self._path, data.resolve() if data.is_dir() else None) if path and path.is_dir())
-
     def close(self) -> None:
         """End the process that compiles, if there is one."""
         if self._compiling:

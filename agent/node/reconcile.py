@@ -5,7 +5,6 @@ The controller's order keeps a killed agent from leaving half a rule; here only 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -15,7 +14,7 @@ from agent.cgroups import roots
 from agent.cgroups.containers import Kind
 from agent.cgroups.parents import Parents
 from agent.cgroups.watch import Changes
-from agent.controller import KEPT, Controller, Placement
+from agent.controller import Controller, Placement
 from agent.errors import WeirError
 from agent.kernel.abi import MAX_SPARE, Flag
 from agent.kernel.seam import Enrolment, Kernel
@@ -24,11 +23,13 @@ from agent.node.choose import Choice, Why
 from agent.node.compiling import Loaded
 from agent.node.filters import Processes
 from agent.node.gone import Gone
+from agent.node.labels import Labels
 from agent.node.log import log
 from agent.node.members import Member, Namer, members
 from agent.node.others import Others
 from agent.node.rows import layers, row, words
 from agent.node.state import Row
+from agent.node.wanted import different
 from agent.place import Place
 
 SPARE_SHARE = 4
@@ -56,8 +57,7 @@ class Reconciler:
         self._basis: object = None
         self._shown: dict[int, tuple[Member, Row]] = {}
         self._at: dict[PurePosixPath, Member] = {}
-        self._labels: dict[int, str] = {}  # an earlier agent's, of cgroups that this one has not seen
-        self._labelled: dict[int, Member] = {}
+        self._labels = Labels(kernel)
         self._processes = Processes(place.root)
         self.roots: tuple[PurePosixPath, ...] = ()
         self.troubles: tuple[str, ...] = ()
@@ -67,9 +67,7 @@ class Reconciler:
         with self._place.locked():
             self._kernel.sweep()
             self._controller.restock()
-            self._labels = dict(self._kernel.labels())
-            for number in self._labels.keys() - self._kernel.enrolments().keys():
-                self._kernel.label(number, "")
+            self._labels.adopt()
 
     @property
     def unnamed(self) -> bool:
@@ -106,7 +104,7 @@ class Reconciler:
             basis = (policies, default, self._namer.answer, incomplete)
             self._take(policies, default, present, incomplete=incomplete, settled=basis == self._basis and not full)
             self._basis = basis
-            self._others.settle(present, self._members, self.roots, self._labels, full=full)
+            self._others.settle(present, self._members, self.roots, self._labels.earlier, full=full)
             self._enrol({**policies, own.NAME: own.POLICY}, present, troubles, full=full)
             with _noting(troubles):
                 self._gone.forget(self._at)
@@ -173,47 +171,21 @@ class Reconciler:
     def _enrol(
         self, policies: Mapping[str, Loaded], present: Mapping[int, Enrolment], troubles: list[str], *, full: bool
     ) -> None:
-        numbers: dict[str, int] = {}
-        flags: dict[str, Flag] = {}
+        versions: dict[str, tuple[int, Flag]] = {}
         for name in dict.fromkeys(member.choice.policy for member in self._members.values()):  # the parents' first
             if name not in policies:
                 continue  # as ``_under_what_is_lost`` says
             with _noting(troubles):
-                numbers[name] = self._controller.install(policies[name].compiled)
-                flags[name] = policies[name].compiled.version.flags
-        different, switched = self._different(numbers, flags, present), False
-        if different:
-            self._place_all(different, present, troubles)
-            switched = any(one.cgroup in present for one in different)
+                compiled = policies[name].compiled
+                versions[name] = (self._controller.install(compiled), compiled.version.flags)
+        placements, switched = different(self._at, versions, self._others.inside(), present), False
+        if placements:
+            self._place_all(placements, present, troubles)
+            switched = any(one.cgroup in present for one in placements)
             present = self._kernel.enrolments()
         if full or switched:
-            self._controller.collect(kept=numbers.values())
-        self._label(present, troubles)
-
-    def _different(
-        self, numbers: Mapping[str, int], flags: Mapping[str, Flag], present: Mapping[int, Enrolment]
-    ) -> list[Placement]:
-        """The members that are not as they shall be, the deepest first."""
-        inside = self._others.inside()
-        different = []
-        for number, member in self._members.items():
-            name, nested = member.choice.policy, inside.get(number, ())
-            if name in numbers and _differs(member, numbers[name], flags[name], nested, present):
-                how = self._how(member, present)
-                different.append(
-                    (len(member.path.parts), Placement(number, numbers[name], flags[name], how, tuple(nested)))
-                )
-        return [one for _, one in sorted(different, key=lambda item: -item[0])]
-
-    def _how(self, member: Member, present: Mapping[int, Enrolment]) -> Flag:
-        """Born under a managed parent, a container can have no socket of unknown origin; found running, it may."""
-        if member.identity is None:
-            return Flag.PARENT
-        if member.cgroup in present:  # how it was enrolled stays
-            return Flag.PARENT if member.is_parent else Flag(0)
-        above = (present.get(self._at[path].cgroup) for path in member.path.parents if path in self._at)
-        born = any(entry and entry.flags & Flag.PARENT for entry in above)
-        return (Flag.PARENT if member.is_parent else Flag(0)) | (Flag.BORN if born else Flag(0))
+            self._controller.collect(kept=[number for number, _ in versions.values()])
+        self._labels.write(self._members, present, troubles)
 
     def _place_all(self, placements: list[Placement], present: Mapping[int, Enrolment], troubles: list[str]) -> None:
         """As many as there is room for, parents first; what is left out is under its parent's policy and counts with it."""
@@ -233,18 +205,6 @@ class Reconciler:
             )
         with _noting(troubles):
             self._controller.place([one for one in placements if one.cgroup not in left_out])
-
-    def _label(self, present: Mapping[int, Enrolment], troubles: list[str]) -> None:
-        current = {number: member for number, member in self._members.items() if number in present}
-        for number, member in current.items():
-            if self._labelled.get(number) != member:
-                with _noting(troubles):
-                    text = member.label
-                    if self._labels.get(number) != text:
-                        self._kernel.label(number, text)
-                    self._labelled[number] = member
-        self._labels = {n: text for n, text in self._labels.items() if n in present and n not in self._labelled}
-        self._labelled = {n: member for n, member in self._labelled.items() if n in current}
 
     def _stock(self, troubles: list[str]) -> None:
         build = self._kernel.build()
@@ -291,24 +251,6 @@ class Reconciler:
         with suppress(WeirError):
             return self._controller.parent_of(self._place.root / root, attached) is not None
         return False
-
-
-def _differs(
-    member: Member, version: int, flags: Flag, nested: Iterable[int], present: Mapping[int, Enrolment]
-) -> bool:
-    entry = present.get(member.cgroup)
-    if entry is None or entry.policy != version or _of_policy(entry.flags) != flags:
-        return True
-    if member.is_parent and not entry.flags & Flag.PARENT:
-        return True
-    inside = [present[number] for number in nested if number in present]
-    return any((one.slot, one.policy) != (entry.slot, entry.policy) for one in inside)
-
-
-@functools.cache
-def _of_policy(flags: Flag) -> Flag:
-    """Few combinations occur, and masking a Flag takes longer than all else about an entry."""
-    return flags & ~KEPT
 
 
 def _tell(member: Member, before: Member | None) -> None:
