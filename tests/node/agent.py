@@ -13,11 +13,10 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,30 @@ from urllib.request import urlopen
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.kernel.site import ROOT, Site, remove, site
+from tests.node.ports import reserve
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds that anything may take; never what is measured."""
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """/metrics at one moment."""
+
+    page: str
+
+    def samples(self, name: str, **labels: str) -> list[tuple[Mapping[str, str], float]]:
+        """The samples of a metric that have these labels."""
+        return [
+            (sample.labels, sample.value)
+            for family in text_string_to_metric_families(self.page)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of those samples; 0 without any."""
+        return sum(value for _, value in self.samples(name, **labels))
 
 
 @dataclass
@@ -48,20 +68,19 @@ class Page:
         except (URLError, OSError) as e:
             return 0, str(e)
 
-    def samples(self, name: str, **labels: str) -> list[tuple[Mapping[str, str], float]]:
-        """The samples of a metric that have these labels."""
+    def scrape(self) -> Scrape:
+        """What it says now, for facts that have to hold together: the next scrape may say something else."""
         status, page = self.get("/metrics")
         assert status == 200, page
-        return [
-            (sample.labels, sample.value)
-            for family in text_string_to_metric_families(page)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        ]
+        return Scrape(page)
+
+    def samples(self, name: str, **labels: str) -> list[tuple[Mapping[str, str], float]]:
+        """The samples of a metric that have these labels now."""
+        return self.scrape().samples(name, **labels)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of those samples; 0 without any."""
-        return sum(value for _, value in self.samples(name, **labels))
+        """Their sum; 0 without any."""
+        return self.scrape().metric(name, **labels)
 
 
 @dataclass
@@ -89,8 +108,9 @@ class Running(Page):
         return answer
 
     def events(self) -> list[dict[str, Any]]:
-        """The events that the agent has written to its standard output."""
-        return [json.loads(line) for line in self.site.out.read_text().splitlines()]
+        """The events that the agent has written to its standard output; a line is read when it is whole."""
+        lines = self.site.out.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End the agent by a signal; its exit status."""
@@ -100,11 +120,15 @@ class Running(Page):
 
 @dataclass
 class AgentSite:
-    """Where a test's agents keep their things. ``parent`` is the managed parent, below the cgroup2 mount."""
+    """Where a test's agents keep their things. ``parent`` is the managed parent, below the cgroup2 mount.
+
+    ``kept`` are the ports that agents have been given.
+    """
 
     weir: Site
     folder: Path
     parent: str
+    kept: ExitStack
     options: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -140,9 +164,7 @@ class AgentSite:
 
     def start(self, *arguments: str, prefix: tuple[str, ...] = ()) -> Running:
         """Start an agent; the caller ends it."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = reserve(self.kept)
         given = {
             "--policies": str(self.policies),
             "--root": self.parent.strip("/"),
@@ -179,9 +201,9 @@ class AgentSite:
 def agent_site(folder: Path, parent: str) -> Iterator[AgentSite]:
     """A site for agents; unloaded at the end, after a look for bugs in the log."""
     folder = folder / f"agent-{os.urandom(3).hex()}"
-    with site(folder) as weir:
+    with site(folder) as weir, ExitStack() as kept:
         (folder / "policies").mkdir(parents=True)
-        made = AgentSite(weir, folder, parent)
+        made = AgentSite(weir, folder, parent, kept)
         root = weir.place.root / parent.strip("/")
         root.mkdir(parents=True, exist_ok=True)
         try:

@@ -12,7 +12,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 import grpc
 from google.protobuf.message import Message
 
-TIMEOUT = 60.0
+TIMEOUT = 300.0
 """Seconds for one call: on a busy machine a container's start takes some."""
 
 # Milliseconds. By default a channel that found no listener looks again after a second, then less and less often.

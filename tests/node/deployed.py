@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import socket
 import subprocess
 import tempfile
 import time
@@ -27,6 +26,7 @@ from tests.node import remains
 from tests.node.agent import PATIENCE, Page
 from tests.node.containerd import Containerd
 from tests.node.kubelet import Container, Kubelet, Mount, Pod, Said
+from tests.node.ports import reserve
 
 PROPAGATION = {"HostToContainer": api.PROPAGATION_HOST_TO_CONTAINER, "None": api.PROPAGATION_PRIVATE}
 UNITS = {"Mi": 1 << 20}
@@ -93,6 +93,7 @@ class Place:
     folder: Path
     mounts: Path
     pod: Pod
+    kept: ExitStack
     made: list[Container] = field(default_factory=list)
 
     @property
@@ -130,9 +131,7 @@ class Place:
         self, *arguments: str, without: Sequence[str] = (), add: Sequence[str] = (), seccomp: bool = True
     ) -> Deployed:
         """Start the container of the manifest; with fewer or more capabilities, or without a seccomp filter, if told so."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = reserve(self.kept)
         manifest = agent_container()
         context = manifest["securityContext"]
         environment = {"HOST_IP": "127.0.0.1"}
@@ -243,7 +242,7 @@ def deployed(kubelet: Kubelet, node: Containerd, folder: Path) -> Iterator[Place
         stack.callback(remove_directories, mounts)
         stack.callback(kubelet.remove_pod, pod)
         stack.callback(remains.unmount_below, mounts)
-        place = Place(kubelet, node, folder, mounts, pod)
+        place = Place(kubelet, node, folder, mounts, pod, stack)
         place.mount()
         yield place
     bugs = [line for made in place.made for line in kubelet.logs(made).splitlines() if "Traceback" in line]

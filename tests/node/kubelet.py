@@ -228,10 +228,18 @@ class Kubelet:
             time.sleep(0.01)
 
     def logs(self, container: Container) -> str:
-        """What a container has written, standard output and standard error as they came."""
+        """What a container has written, standard output and standard error as they came.
+
+        The runtime writes it down a moment later, also when the container has ended meanwhile.
+        """
         # A line is TIME STREAM TAG TEXT; tag P says that the line goes on (the CRI's logging format).
-        parts = [line.split(" ", 3) for line in container.log.read_text().splitlines()]
+        lines = container.log.read_text().splitlines(keepends=True)
+        parts = [line.rstrip("\n").split(" ", 3) for line in lines if line.endswith("\n")]
         return "".join(text + ("" if tag == "P" else "\n") for _, _, tag, text in parts)
+
+    def writes(self, container: Container, text: str) -> None:
+        """Wait until a container's output is this text."""
+        remains.wait(f"{container.name} to write {text!r}", lambda: self.logs(container) == text)
 
     def exec(self, container: Container, command: Sequence[str]) -> Said:
         """Run a command in a running container, as `kubectl exec` does; how it ended."""

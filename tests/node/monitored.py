@@ -26,7 +26,8 @@ from tests.node.agent import AgentSite, Running, agent_site
 from tests.node.containerd import containerd
 from tests.node.images import compiled
 from tests.node.kubelet import FOREVER, Container, Kubelet, Pod, Said
-from tests.node.prometheus import Prometheus, free_port, prometheus
+from tests.node.ports import reserve
+from tests.node.prometheus import Prometheus, prometheus
 from tests.servers import SINK_PORT
 from tests.world import LINK, Side, World
 
@@ -206,7 +207,7 @@ def monitored(folder: Path) -> Iterator[Node]:
         for name in ("appengine.yaml", "audit.yaml"):
             shutil.copy(POLICIES / name, site.policies)
         early = start(kubelet, pods, "old", "early-0", EARLY, policy=None)
-        page, port = stack.enter_context(kubelets_page(world, pods)), free_port()
+        page, port = stack.enter_context(kubelets_page(world, pods)), reserve(stack)
         looking = stack.enter_context(prometheus(folder / "prometheus", port, {"kubelet": page}))
         node = Node(world, kubelet, site, start_agent(site, port), pods, early, looking, time.time(), folder / "send")
         stack.callback(node.end)

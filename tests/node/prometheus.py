@@ -11,11 +11,10 @@ test cannot wait for five minutes; the expressions are untouched. It listens on 
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,9 @@ import yaml
 
 from tests import need
 from tests.deploy.copies import DEPLOY
+from tests.node.ports import reserve
 
-PATIENCE = 90.0
+PATIENCE = 300.0
 """Seconds that anything may take; never what is measured."""
 
 INTERVAL = "1s"
@@ -42,13 +42,6 @@ class Curve:
 
     labels: Mapping[str, str]
     samples: tuple[tuple[float, float], ...]
-
-
-def free_port() -> int:
-    """A port of loopback that nobody has now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Prometheus:
@@ -166,8 +159,9 @@ def prometheus(folder: Path, target: int, others: Mapping[str, int] | None = Non
     command = need.command("prometheus")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prometheus.yml").write_text(yaml.safe_dump(configuration(folder, target, others or {})))
-    port, log = free_port(), folder / "prometheus.log"
-    with log.open("w") as file:
+    log = folder / "prometheus.log"
+    with ExitStack() as kept, log.open("w") as file:
+        port = reserve(kept)
         process = subprocess.Popen(
             [
                 command,
@@ -180,10 +174,10 @@ def prometheus(folder: Path, target: int, others: Mapping[str, int] | None = Non
             stdout=file,
             stderr=file,
         )
-    try:
-        made = Prometheus(port, process, log)
-        made.until(made.answers, log.read_text)
-        yield made
-    finally:
-        process.terminate()
-        process.wait()
+        try:
+            made = Prometheus(port, process, log)
+            made.until(made.answers, log.read_text)
+            yield made
+        finally:
+            process.terminate()
+            process.wait()

@@ -11,11 +11,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-_PATIENCE = 30.0  # seconds; the kernel takes milliseconds
+_PATIENCE = 300.0  # seconds; the kernel takes milliseconds
 
 
 def wait(what: str, done: Callable[[], bool], pause: float = 0.005) -> None:
-    """Wait until ``done()`` is true. Raises AssertionError that names ``what`` after half a minute."""
+    """Wait until ``done()`` is true. Raises AssertionError that names ``what`` after a long while."""
     end = time.monotonic() + _PATIENCE
     while not done():
         assert time.monotonic() < end, f"still waiting for: {what}"

@@ -100,13 +100,14 @@ def test_gone_with_its_last_values(agent: Running, kubelet: Kubelet, image: str,
     kubelet.wait(kubelet.container(pod, "main", image, ["/bin/probe", "udp", str(door.port), "11"]))
     agent.until(lambda: agent.metric("weir_egress_bytes_total", **who) == 11 * DATAGRAM)
     kubelet.remove_pod(pod)
-    agent.until(lambda: agent.metric("weir_containers", state="gone") >= 2)
-    assert not agent.samples("weir_enforced", **who)
+    agent.until(lambda: not agent.samples("weir_enforced", pod="gone-0"))
+    assert agent.metric("weir_containers", state="gone") >= 2
     row = next(
         row for row in agent.status()["cgroups"] if row.get("pod") == "gone-0" and row.get("container") == "main"
     )
     assert row["gone"]
     assert row["bytes"]["loopback"] == 11 * DATAGRAM
+    assert agent.metric("weir_egress_bytes_total", **who) == 11 * DATAGRAM
 
 
 def test_a_container_older_than_the_agent(agent: Running, early: Early) -> None:
@@ -138,7 +139,8 @@ def test_nested_cgroups_are_the_container_s(
     assert kubelet.wait(main) == 0
     main = kubelet.container(pod, "side", image)
     who = named(pod, "side")
-    cgroup = tree.mount() / kubelet.cgroup(main).strip("/")
+    label = kubelet.cgroup(main)
+    cgroup = tree.mount() / label.strip("/")
     inner = cgroup / "init.scope" / "deeper"
     inner.mkdir(parents=True)
     assert run_in(inner, probe, "udp", str(door.port), "5").returncode == 0
@@ -146,7 +148,8 @@ def test_nested_cgroups_are_the_container_s(
     assert run_in(cgroup, probe, "udp", str(door.port), "4").returncode == 0
     agent.until(lambda: agent.metric("weir_egress_bytes_total", **who) == 9 * DATAGRAM)
     assert agent.metric("weir_refused_total", rule="default", **who) == 1
-    assert not [labels for labels, _ in agent.samples("weir_sockets") if labels["cgroup"].startswith(f"{cgroup}/")]
+    agent.until(lambda: {labels["cgroup"] for labels, _ in agent.samples("weir_sockets", pod=pod.name)} >= {label})
+    assert not [labels for labels, _ in agent.samples("weir_sockets") if labels["cgroup"].startswith(f"{label}/")]
 
     with started_in(inner, probe, "echo", str(door.port)) as process, door.accept() as connection:
         assert answers(connection)
@@ -156,8 +159,14 @@ def test_nested_cgroups_are_the_container_s(
     before = agent.metric("weir_egress_bytes_total", **who)
     inner.rmdir()
     inner.parent.rmdir()
-    agent.until(lambda: all(row["cgroup"] != str(inner) for row in agent.status()["cgroups"]))
+    agent.until(lambda: [len(ids) for ids in enrolled(agent, label)] == [1], lambda: str(enrolled(agent, label)))
+    assert not [row for row in agent.status()["cgroups"] if row["cgroup"].startswith(f"{label}/")]
     assert agent.metric("weir_egress_bytes_total", **who) == before
+
+
+def enrolled(agent: Running, cgroup: str) -> list[list[int]]:
+    """The cgroups that count for a container, for each row that it has."""
+    return [row["cgroup_ids"] for row in agent.status()["node"]["rows"] if row["cgroup"] == cgroup]
 
 
 def test_events(

@@ -88,7 +88,7 @@ def test_away_then_back_then_killed(
             node.start()
             who = {"namespace": "shop", "pod": pod.name, "container": "main"}
             agent.until(lambda: agent.samples("weir_container_policy", policy="team", cgroup=cgroup, **who))
-            assert agent.metric("weir_cri_up") == 1
+            agent.until(lambda: agent.metric("weir_cri_up") == 1)
             assert agent.metric("weir_egress_packets_total", **who) == 1
             assert agent.metric("weir_refused_total", policy="closed", **who) == 1
             assert len(agent.samples("weir_container_policy", cgroup=cgroup)) == 1
@@ -129,7 +129,7 @@ def test_hanging(
             assert agent.metric("weir_cri_up") == 0
             os.kill(node.pid, signal.SIGCONT)
             agent.until(lambda: agent.samples("weir_container_policy", policy="team", pod=pod.name, container="main"))
-            assert agent.metric("weir_cri_up") == 1
+            agent.until(lambda: agent.metric("weir_cri_up") == 1)
             stranger.rmdir()
             assert agent.end() == 0
     finally:

@@ -206,7 +206,7 @@ def test_policy_directory_damaged(here: Node) -> None:
         for number, damage in enumerate(damages):
             failures = agent.metric("weir_policy_reload_failures_total")
             damage(directory)
-            agent.until(lambda f=failures: agent.metric("weir_policy_reload_failures_total") == f + 1)
+            agent.until(lambda f=failures: agent.metric("weir_policy_reload_failures_total") > f)
             assert agent.status()["node"]["reloads"]["failures"], damage
             assert agent.metric("weir_policy_file_invalid") >= 1
             here.works("web")

@@ -140,7 +140,8 @@ def test_logs_on_a_full_disk(here: Node, disk: Disk) -> None:
         here.works("later")
         agent.until(lambda: f"cgroup={here.label('later')}" in err.read_text(), err.read_text)
         agent.until(lambda: out.stat().st_size > written)
-        assert all(isinstance(json.loads(line), dict) for line in filter(None, out.read_text().splitlines()))
+        whole = [line for line in out.read_text().splitlines(keepends=True) if line.endswith("\n") and line.strip()]
+        assert all(isinstance(json.loads(line), dict) for line in whole)
         here.await_exact(agent)
         here.leaks_nothing(agent, before, watches=6)
         here.lives(agent)

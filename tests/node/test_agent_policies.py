@@ -90,7 +90,7 @@ def test_its_policy_from_its_first_instruction(
     command = f"probe udp {door.port}; echo $?; probe udp {wall.port}; echo $?"
     main = kubelet.container(pod, "main", image, ["/bin/sh", "-c", command])
     kubelet.wait(main)
-    assert kubelet.logs(main) == f"{EACCES}\n0\n"
+    kubelet.writes(main, f"{EACCES}\n0\n")
     path.unlink()
     under(agent, pod, "POD", "closed")
 
@@ -170,7 +170,7 @@ def test_a_bad_file(
     failures = agent.metric("weir_policy_reload_failures_total")
     sha256 = agent.samples("weir_policy_info", policy="mine")[0][0]["sha256"]
     path.write_text(closed("mine", wall.port).replace("default: deny", "default: perhaps"))
-    agent.until(lambda: agent.metric("weir_policy_reload_failures_total") == failures + 1)
+    agent.until(lambda: agent.metric("weir_policy_reload_failures_total") > failures)
     agent.until(lambda: agent.samples("weir_policy_file_invalid"))
     assert [labels for labels, _ in agent.samples("weir_policy_file_invalid")] == [{"file": "70-mine.yaml"}]
     assert kubelet.exec(main, ["/bin/probe", "udp", str(door.port)]).code == 0

@@ -79,7 +79,8 @@ def is_ruled(agent: Running, cgroup: str, probe: Path, door: Peer, wall: Peer) -
 
 
 def row(agent: Running, cgroup: str) -> dict[str, object]:
-    return next(item for item in agent.status()["cgroups"] if item["cgroup"] == cgroup)
+    """What `weir status` says of a cgroup; empty when it does not say anything."""
+    return next((item for item in agent.status()["cgroups"] if item["cgroup"] == cgroup), {})
 
 
 @pytest.mark.parametrize("runtime", ["runc", "podman"])

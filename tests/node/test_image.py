@@ -6,12 +6,13 @@ import json
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.node import own
 from tests.deploy.manifests import agent_container
-from tests.node import build
+from tests.node import build, remains
 from tests.node.containerd import Containerd
 from tests.node.deployed import REGISTRY, Place, deployed
 from tests.node.kubelet import Kubelet, Pod
@@ -54,14 +55,19 @@ def test_the_whole_job(place: Place, kubelet: Kubelet, image: str, pod: Pod, doo
     main = kubelet.container(pod, "main", image)
     agent = place.start()
     agent.ready()
+    agent.until(lambda: agent.samples("weir_container_policy", **who))  # an event has the names that are known then
 
     assert kubelet.exec(main, ["/bin/probe", "udp", str(door.port), "7"]).code == 0
     assert kubelet.exec(main, ["/bin/probe", "tcp", str(wall.port)]).code == EACCES
     agent.until(lambda: agent.metric("weir_egress_bytes_total", destination="loopback", **who) == 7 * DATAGRAM)
     assert agent.metric("weir_refused_total", policy="closed", rule="default", **who) == 1
-    rows = [row for row in agent.status()["cgroups"] if row.get("pod") == pod.name]
-    row = next(row for row in rows if row.get("container") == "main")
-    assert row["layers"] == {"hooks": True, "packets": True, "seccomp": "0/1", "lsm": False}
+
+    def layers() -> list[dict[str, Any]]:
+        rows = [row for row in agent.status()["cgroups"] if row.get("pod") == pod.name]
+        return [row["layers"] for row in rows if row.get("container") == "main"]
+
+    # Once a look at the processes finds no probe among them.
+    agent.until(lambda: layers() == [{"hooks": True, "packets": True, "seccomp": "0/1", "lsm": False}], layers)
     agent.until(lambda: f'"{pod.name}"' in agent.log, lambda: agent.log)
     assert f"shop/{pod.name}/main" in agent.exec("weir", "status").stdout
     assert who.items() <= json.loads(agent.exec("weir", "events", "--json").stdout.splitlines()[-1]).items()
@@ -136,4 +142,4 @@ def test_no_capability_too_many(place: Place, kubelet: Kubelet, capability: str)
     """Without any one of the manifest's the agent cannot begin, and says what it was not let do."""
     agent = place.start(without=[capability])
     assert kubelet.wait(agent.container) == 1
-    assert NEEDED[capability][1] in agent.log, agent.log
+    remains.wait(f"its last words: {agent.log}", lambda: NEEDED[capability][1] in agent.log)
