@@ -1,8 +1,8 @@
-"""One containerd, and one kubelet, for the tests of this tier that share them."""
+"""One containerd, and one kubelet, for the tests of this tier that share them; what tests have measured, at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,24 @@ from tests.node.containerd import Containerd, containerd
 from tests.node.images import compiled
 from tests.node.kubelet import Kubelet
 from tests.node.probe import Peer, peer
+
+_MEASURED = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Tell what was measured, at the end of all tests; no test depends on it."""
+    lines = request.config.stash.setdefault(_MEASURED, [])
+    return lambda text: lines.append(f"{request.node.name}: {text}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print it."""
+    lines = terminalreporter.config.stash.get(_MEASURED, [])
+    if lines:
+        terminalreporter.section("measured")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", name="node")

@@ -30,7 +30,7 @@ SOURCE = r"""
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* probe udp|tcp|beat|echo PORT [COUNT]: exits with 0 or the errno of the first failure. */
+/* probe udp|tcp|beat|echo|knock PORT [COUNT]: exits with 0 or the errno of the first failure. */
 int main(int argc, char **argv)
 {
 	struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[2]))};
@@ -41,6 +41,15 @@ int main(int argc, char **argv)
 
 	to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	signal(SIGPIPE, SIG_IGN);
+	if (!strcmp(argv[1], "knock")) { /* so many sockets, one after the other: 0 when each was refused the connection */
+		while (count-- > 0) {
+			close(fd);
+			fd = socket(AF_INET, SOCK_DGRAM, 0);
+			if (fd < 0 || !connect(fd, (struct sockaddr *)&to, sizeof(to)) || errno != EACCES)
+				return errno ? errno : EINVAL;
+		}
+		return 0;
+	}
 	if (fd < 0)
 		return errno;
 	if (connect(fd, (struct sockaddr *)&to, sizeof(to)))
