@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from agent.node.compiling import Compiling, Task
 from agent.node.policies import Directory
+from agent.policy import sets
 from agent.policy.yamlfile import MAX_BYTES
 
 HEAD = "apiVersion: weir.dev/v1\nkind: SocketPolicy\nmetadata: {name: %s}\n"
@@ -22,11 +24,14 @@ def write(path: Path, name: str, text: str = "spec: {}\n") -> Task:
     return Task(file.name, str(file))
 
 
-def slow(path: Path, name: str = "slow") -> Task:
-    """A file of legal size that takes minutes: every port of each rule is compared with all those before it."""
-    ports = ", ".join(str(2 * port + 1) for port in range(150))
-    rules = "".join(f"  - {{name: r{n}, action: deny, to: [10.0.{n}.0/24], ports: [{ports}]}}\n" for n in range(256))
-    return write(path, name, f"spec:\n  egress:\n{rules}")
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """A policy that is never compiled to its end: a set that it names waits for a writer."""
+    policies = tmp_path / "policies"
+    shutil.copytree(sets.POLICIES, policies)
+    os.mkfifo(policies / "sets" / "endless.txt")
+    monkeypatch.setenv("WEIR_POLICIES", str(policies))
+    return write(tmp_path, "slow", "spec: {egress: [{name: a, action: deny, to: [{set: endless}]}]}\n")
 
 
 def finish(compiling: Compiling) -> Compiling:
@@ -99,8 +104,8 @@ def test_a_file_full_of_mistakes_is_reported_in_part(tmp_path: Path) -> None:
     assert answers["good.yaml"].loaded
 
 
-def test_a_slow_file_is_given_up_and_the_others_are_not(tmp_path: Path) -> None:
-    tasks = [write(tmp_path, "before"), slow(tmp_path), write(tmp_path, "after")]
+def test_a_slow_file_is_given_up_and_the_others_are_not(tmp_path: Path, slow: Task) -> None:
+    tasks = [write(tmp_path, "before"), slow, write(tmp_path, "after")]
     compiling = finish(Compiling(tasks, None, seconds=3))
     assert compiling.failure == ""
     assert compiling.answers["slow.yaml"].problem == (
@@ -111,8 +116,8 @@ def test_a_slow_file_is_given_up_and_the_others_are_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_process_that_dies_is_one_files_problem(tmp_path: Path, number: signal.Signals) -> None:
-    compiling = Compiling([write(tmp_path, "before"), slow(tmp_path), write(tmp_path, "after")], None)
+def test_a_process_that_dies_is_one_files_problem(tmp_path: Path, slow: Task, number: signal.Signals) -> None:
+    compiling = Compiling([write(tmp_path, "before"), slow, write(tmp_path, "after")], None)
     os.kill(wait_for_an_answer(compiling), number)
     finish(compiling)
     assert compiling.answers["slow.yaml"].problem.endswith(f"the process was killed by signal {number.value}")
@@ -120,8 +125,8 @@ def test_a_process_that_dies_is_one_files_problem(tmp_path: Path, number: signal
     assert compiling.answers["after.yaml"].loaded
 
 
-def test_closing_ends_the_process(tmp_path: Path) -> None:
-    compiling = Compiling([write(tmp_path, "before"), slow(tmp_path)], None)
+def test_closing_ends_the_process(tmp_path: Path, slow: Task) -> None:
+    compiling = Compiling([write(tmp_path, "before"), slow], None)
     pid = wait_for_an_answer(compiling)
     compiling.close()
     with pytest.raises(ProcessLookupError):
