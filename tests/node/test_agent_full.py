@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from ctypes import c_uint64
+from ctypes import c_uint32, c_uint64
 from pathlib import Path
 
 import pytest
@@ -256,14 +257,88 @@ def test_no_room_for_policies(here: Node) -> None:
     here.is_tidy()
 
 
+@pytest.mark.parametrize("name", ["addresses", "clauses"])
+def test_no_room_for_the_tables_of_a_policy(here: Node, name: str) -> None:
+    """Half of a new version finds room: the old one stays in force, and the next agent clears away what is nobody's."""
+    with here.agent() as agent:
+        here.works("web")
+        with pinned(here, name) as outer:
+            number = next(libbpf.keys(outer, c_uint32))
+            inner = c_uint32()
+            assert libbpf.lookup(outer, number, inner)
+            with (
+                open(libbpf.map_by_id(inner.value), "rb") as one,
+                pytest.raises(OSError, match="Argument list too long"),
+            ):
+                for index in range(MAX_POLICIES):
+                    libbpf.update(outer, c_uint32(1 << 20 | index), c_uint32(one.fileno()))
+        here.site.write("closed", closed("closed", here.door.port, rule="new"))
+        here.await_reason(agent, "cannot write the policy closed: Argument list too long")
+        here.works("web")
+        here.works("born-meanwhile")
+        here.await_exact(agent)
+        here.lives(agent)
+        agent.end(signal.SIGKILL)
+    with here.agent() as agent:
+        here.works("web")
+        here.await_exact(agent)
+        with here.kernel() as kernel:
+            assert [rule.name for version in kernel.versions().values() for rule in version.rules][-1] == "new"
+        here.lives(agent)
+        assert agent.end() == 0
+    here.is_tidy()
+
+
+def test_no_room_for_names(here: Node) -> None:
+    """A container that cannot be given its names for the next agent is ruled and counted like any other."""
+    here.site.options["--max-containers"] = "32"
+    with here.agent() as agent:
+        before = here.settled(agent)
+        fillers = [c_uint64(1 << 40 | index) for index in range(32)]
+        with pinned(here, "labels") as labels:
+            with pytest.raises(OSError, match="Argument list too long"):
+                for filler in fillers:
+                    libbpf.update(labels, filler, abi.Labels(b"{}"))
+            here.works("web")
+            here.await_reason(agent, f"cannot name cgroup {id_of(here.cgroup('web'))}: Argument list too long")
+            assert agent.metric("weir_enforced", layer="hooks", cgroup=here.label("web")) == 1
+            here.works("web")
+            here.await_exact(agent)
+            here.lives(agent)
+            for filler in fillers[4:]:
+                libbpf.delete(labels, filler)
+        agent.ready()
+        here.works("web")
+        here.await_exact(agent)
+        here.leaks_nothing(agent, before, watches=1)
+        agent.end(signal.SIGKILL)
+    here.cgroup("web").rmdir()
+    with here.agent() as agent:  # and this one knows it by what was written down late; what is nobody's it clears away
+        here.await_exact(agent)
+        with here.kernel() as kernel:
+            assert kernel.labels().keys() <= kernel.enrolments().keys()
+        here.lives(agent)
+        assert agent.end() == 0
+    here.is_tidy()
+
+
+@contextmanager
+def pinned(here: Node, name: str) -> Iterator[int]:
+    """A table of the site's, by its descriptor."""
+    fd = libbpf.obj_get(here.site.weir.place.pins.maps / name)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def test_no_room_for_refusals(here: Node) -> None:
     """What cannot be counted by its kind is refused all the same, and counted as uncounted."""
     with here.agent() as agent:
         before = here.settled(agent)
         (version,) = {row["sha256"] for row in agent.status()["cgroups"]}
         assert version
-        refusals = libbpf.obj_get(here.site.weir.place.pins.maps / "refusals")
-        with open(refusals, "rb"), here.kernel() as kernel:  # closes the descriptor
+        with pinned(here, "refusals") as refusals, here.kernel() as kernel:
             number = next(iter(kernel.versions()))
             fillers = [
                 abi.Refusal(number, 4000 + index // 500, index % 500, Hook.CONNECT, Reason.RULE, 0, 0)
