@@ -8,12 +8,12 @@ import socket
 import struct
 from collections.abc import Callable
 
-from tests.kernel.network import Endpoint, family_of
+from tests.kernel.network import PATIENCE, Endpoint, family_of
 from tests.servers import BANNER, HTTP_PORTS
 from tests.world import LINK
 
-LONG = 20.0
-"""Seconds that an attempt may take which must succeed; an emulated machine is slow."""
+LONG = PATIENCE
+"""Seconds that an attempt may take which must succeed."""
 SHORT = 0.3 if float(os.environ.get("WEIR_TEST_SCALE", "1")) >= 1 else 2.0
 """Seconds that an attempt is given which must not: what its packets would do shows in the peer's counters."""
 

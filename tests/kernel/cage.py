@@ -253,7 +253,7 @@ def _made(path: Path, owner: Cage) -> Iterator[Path]:
 
 def remove_cgroup(path: Path) -> None:
     """Remove a cgroup. A killed process leaves it a moment after it is reaped: EBUSY until then."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return path.rmdir()

@@ -14,6 +14,9 @@ from tests.world import LINK, World
 
 T = TypeVar("T")
 
+PATIENCE = 60.0
+"""Seconds that something may take which must come; an emulated or busy machine is slow."""
+
 GSO_MAX_SIZE = {socket.AF_INET: 63, socket.AF_INET6: 41}  # IFLA_GSO_IPV4_MAX_SIZE, IFLA_GSO_MAX_SIZE: linux/if_link.h
 UNLIMITED = 65536
 _RTM_NEWLINK, _REQUEST_ACK = 16, 5  # linux/rtnetlink.h, linux/netlink.h
@@ -31,7 +34,7 @@ def from_peer(world: World, source: str, kind: socket.SocketKind, port: int = 0)
     with world.peer():
         made = transparent(family_of(source), kind)
     made.setblocking(True)
-    made.settimeout(10)
+    made.settimeout(PATIENCE)
     made.bind((source, port))
     return made
 

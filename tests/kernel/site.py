@@ -135,7 +135,7 @@ def remove(cgroup: Path) -> None:
     """Kill what is in a cgroup and below it, and remove it; nothing when it is not there."""
     if not cgroup.exists():
         return
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + TIMEOUT
     while True:
         for pid in tree.processes(cgroup):
             with suppress(ProcessLookupError):

@@ -23,6 +23,7 @@ from agent.kernel.abi import Hook, Reason
 from agent.policy.decide import decide
 from agent.policy.model import Action, Flow, Mode, Policy, Prefix, Protocol, format_address, parse_address
 from tests.kernel.cage import Box, Cage, Link, Refusal
+from tests.kernel.network import PATIENCE
 from tests.policies import flows, policies
 from tests.servers import HTTP_PORTS, SINK_PORT
 from tests.world import CLIENT, CLIENT6, CLIENT_LINK_LOCAL6, LINK, World
@@ -85,7 +86,7 @@ class Attempt:
                 made.send(b"x")
             if not self.answered or self.port == SINK_PORT:
                 return ""
-            readable, _, _ = select.select([made], [], [], 10)
+            readable, _, _ = select.select([made], [], [], PATIENCE)
             return "" if readable and made.recv(10) == b"x" else "no answer to the datagram"
 
     def _endpoint(self, family: socket.AddressFamily) -> tuple[str, int] | tuple[str, int, int, int]:
@@ -101,11 +102,11 @@ class Attempt:
             raise OSError(error, os.strerror(error))
         if not self.answered:
             return ""
-        select.select([], [made], [], 10)
+        select.select([], [made], [], PATIENCE)
         error = made.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error or self.port in HTTP_PORTS or self.port == SINK_PORT:
             return os.strerror(error) if error else ""
-        readable, _, _ = select.select([made], [], [], 10)
+        readable, _, _ = select.select([made], [], [], PATIENCE)
         return "" if readable and made.recv(1) else "connected, but the server said nothing"
 
 
@@ -238,7 +239,7 @@ def received(world: World) -> Counter[tuple[str, int, int]]:
 
 def assert_arrived(world: World, before: Counter[tuple[str, int, int]], wanted: Counter[tuple[str, int, int]]) -> None:
     """What reached the peer is what was allowed to, and nothing else; where it need not answer it may have heard."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while True:
         came = received(world) - before
         for key in [key for key in came if not is_answered(Flow(Protocol(key[0]), key[1], key[2]))]:

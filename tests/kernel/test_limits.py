@@ -17,7 +17,7 @@ from agent.kernel.pinned import PinnedKernel
 from agent.kernel.seam import Enrolment
 from tests.kernel.knocker import doors, forbidden_command
 from tests.kernel.prefixes import as_nobody
-from tests.kernel.site import ROOT, Site, one_line, site, wait_until_blocked
+from tests.kernel.site import ROOT, TIMEOUT, Site, one_line, site, wait_until_blocked
 
 
 @pytest.fixture(name="here")
@@ -108,7 +108,7 @@ def test_a_cgroup_that_vanishes_half_way(here: Site) -> None:
             waiting = here.start("attach", cgroup, "-p", "audit", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             wait_until_blocked(waiting.pid)
             cgroup.rmdir()
-        _, complaint = waiting.communicate(timeout=300)
+        _, complaint = waiting.communicate(timeout=TIMEOUT)
         done = subprocess.CompletedProcess(waiting.args, waiting.returncode, "", complaint)
     assert "is no cgroup" in one_line(done)["message"]
     assert here.state() == before

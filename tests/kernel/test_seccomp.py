@@ -22,6 +22,7 @@ import pytest
 from agent.policy.model import Family
 from tests import need
 from tests.kernel.seccomp_start import sockets
+from tests.kernel.site import TIMEOUT
 from tests.seccomp_expected import expected
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +42,7 @@ Call = tuple[str | int, ...]
 def build(source: str, target: Path, *options: str) -> Path:
     """Compile one of the C programs; skip without a compiler."""
     compiler = need.command("gcc")
-    subprocess.run([compiler, "-O1", *options, "-o", target, _SOURCES / source], check=True, timeout=60)
+    subprocess.run([compiler, "-O1", *options, "-o", target, _SOURCES / source], check=True, timeout=TIMEOUT)
     return target
 
 
@@ -59,7 +60,7 @@ def start(options: dict[str, Any], *argv: str | Path, stdin: str = "") -> subpro
         capture_output=True,
         text=True,
         cwd=_ROOT,
-        timeout=60,
+        timeout=TIMEOUT,
         check=False,
     )
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests import need
 from tests.kernel.seccomp_names import ADDRESS
+from tests.kernel.site import TIMEOUT
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PROGRAMS = Path(__file__).parent / "programs"
@@ -63,7 +64,7 @@ def run(names: int, *argv: str | Path, bind: str = "deny", **environment: str) -
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, **environment},
-        timeout=120,
+        timeout=TIMEOUT,
         check=False,
     )
     return done.stdout
@@ -72,7 +73,7 @@ def run(names: int, *argv: str | Path, bind: str = "deny", **environment: str) -
 def compiled(tmp_path: Path, *command: str) -> Path:
     """Run a compiler that takes -o TARGET; return the target."""
     target = tmp_path / "program"
-    subprocess.run([*command, "-o", target], check=True, cwd=_PROGRAMS, timeout=300)
+    subprocess.run([*command, "-o", target], check=True, cwd=_PROGRAMS, timeout=TIMEOUT)
     return target
 
 
@@ -101,7 +102,7 @@ def test_go(names: int, tmp_path: Path, cgo: str) -> None:
         check=True,
         cwd=_PROGRAMS,
         env={**os.environ, **settings},
-        timeout=300,
+        timeout=TIMEOUT,
     )
     resolver = "netdns=cgo" if cgo == "1" else "netdns=go"
     assert run(names, target, NAME, GODEBUG=resolver) == WORKS
@@ -109,7 +110,7 @@ def test_go(names: int, tmp_path: Path, cgo: str) -> None:
 
 def test_java(names: int, tmp_path: Path) -> None:
     java, javac = need.command("java"), need.command("javac")
-    subprocess.run([javac, "-d", tmp_path, "Resolve.java"], check=True, cwd=_PROGRAMS, timeout=120)
+    subprocess.run([javac, "-d", tmp_path, "Resolve.java"], check=True, cwd=_PROGRAMS, timeout=TIMEOUT)
     assert run(names, java, "-cp", tmp_path, "Resolve", NAME) == WORKS
 
 

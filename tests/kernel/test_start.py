@@ -19,6 +19,7 @@ from agent.errors import WeirError
 from agent.processes import spawn
 from agent.seccomp.child import Start, StartError
 from tests import need
+from tests.kernel.site import TIMEOUT
 
 INTERNAL = 3 << 31
 """Signals 32 and 33, glibc's own: what posix_spawn has made, as make does, ignores them (sysdeps/unix/sysv/linux/spawni.c)."""
@@ -37,7 +38,7 @@ def start(*argv: str | Path, **others: Any) -> subprocess.CompletedProcess[str]:
         [*prefix, sys.executable, "-m", "tests.kernel.seccomp_start", options, *argv],
         text=True,
         cwd=_ROOT,
-        timeout=30,
+        timeout=TIMEOUT,
         check=False,
         **settings,
     )

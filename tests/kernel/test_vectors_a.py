@@ -191,6 +191,7 @@ def test_A9_zero_address_from_a_chosen_source(box: Box, world: World) -> None:
         assert errno_of(listener.accept) == errno_of(lambda: receiver.recv(9)) == errno.ETIMEDOUT
         box.enrol(policy(deny("10.0.0.0/8"), **OPEN))
         box.run(by_message)
+        receiver.settimeout(attempts.LONG)
         assert receiver.recv(9) == b"x"
         with box.start(lambda _: attempts.tcp("0.0.0.0", 4309, bound)):
             listener.settimeout(attempts.LONG)

@@ -21,6 +21,7 @@ from tests.kernel.attempts import LONG, SHORT, endpoint
 from tests.kernel.cage import Box, Cage, Link, Refusal, errno_of
 from tests.kernel.network import from_peer, heard, silence
 from tests.kernel.rules import deny, policy
+from tests.kernel.site import TIMEOUT
 from tests.world import CLIENT, World
 
 DENIED, ALLOWED = "10.1.2.3", addresses.PUBLIC
@@ -34,7 +35,7 @@ def built(name: str, directory: Path, *options: str) -> Path:
     """Compile one of the C programs; skip without a compiler."""
     target = directory / name
     compiler = need.command("gcc")
-    subprocess.run([compiler, "-O1", *options, "-o", target, _SOURCES / f"{name}.c"], check=True, timeout=60)
+    subprocess.run([compiler, "-O1", *options, "-o", target, _SOURCES / f"{name}.c"], check=True, timeout=TIMEOUT)
     return target
 
 
@@ -57,7 +58,7 @@ def answer(box: Box, program: Path, *words: str) -> int:
     """Run a C program in the box: 0, an errno, or a number of its own."""
 
     def job() -> int:
-        done = subprocess.run([program, *words], capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run([program, *words], capture_output=True, text=True, timeout=TIMEOUT, check=True)
         return abs(int(done.stdout))
 
     return box.run(job)

@@ -20,7 +20,7 @@ from agent.cgroups.parents import Parents
 from agent.cgroups.roots import is_worth_watching, parse
 from agent.cgroups.watch import Changes, Watch
 from tests import need
-from tests.kernel.cage import Link, fork
+from tests.kernel.cage import PATIENCE, Link, fork
 
 MAX_QUEUED = Path("/proc/sys/fs/inotify/max_queued_events")
 LIMIT = Path("/proc/sys/user/max_inotify_watches")
@@ -58,7 +58,7 @@ def watched(watch: Watch) -> int:
 
 def until(watch: Watch, enough: Callable[[Changes], bool]) -> Changes:
     """The first answer that is enough; others are of no interest to the test."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         changes = watch.read(1)
         if enough(changes):
@@ -69,7 +69,7 @@ def until(watch: Watch, enough: Callable[[Changes], bool]) -> Changes:
 def test_a_birth_and_a_death_are_told(watch: Watch, mount: Path, own: PurePosixPath) -> None:
     assert watch.read(0) == Changes()
     (mount / own / "a").mkdir()
-    assert select.select([watch], [], [], 10)[0] == [watch]
+    assert select.select([watch], [], [], PATIENCE)[0] == [watch]
     assert watch.read(0) == Changes(created=(own / "a",))
     (mount / own / "a").rmdir()
     assert watch.read(10) == Changes(removed=(own / "a",))
