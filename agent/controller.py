@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent.cgroups import tree
 from agent.errors import WeirError
-from agent.kernel.abi import MAX_LEVEL, MAX_POLICIES, MAX_SPARE, PROGRAMS, SPARE, Flag
+from agent.kernel.abi import MAX_LEVEL, MAX_POLICIES, MAX_SPARE, PROGRAMS, SPARE, SUM, Flag
 from agent.kernel.seam import Counters, Enrolment, Kernel, Refused, RuleName, Version
 from agent.policy.compile import Tables, compile_policy
 from agent.policy.model import Action, Bind, Family, Mode, Policy, Protocol, Unenforced
@@ -248,14 +248,15 @@ class Controller:
         freed = {present[number].slot for number in cgroup_ids if number in present} - kept
         self._kernel.withdraw(cgroup_ids)
         for slot, mark in self._kernel.slots().items():
-            if slot in freed or mark in freed:
+            if slot in freed or mark & ~SUM in freed:
                 self._kernel.mark(slot, 0)
 
     def fold(self, cgroup_ids: Collection[int], into: int) -> None:
         """Withdraw cgroups that are gone; their counts go on with those of another, which is known by the same name.
 
-        However often that happens, one slot holds all that is folded.
+        However often that happens, one slot holds all that is folded (while there is a free one to add them up in).
         """
+        self._kernel.sweep()  # an earlier fold that has failed half-way
         present = self._kernel.enrolments()
         if into not in present:
             self.withdraw_all(cgroup_ids)
@@ -263,13 +264,13 @@ class Controller:
         target = present[into].slot
         slots = {present[number].slot for number in cgroup_ids if number in present} - {target}
         marks = self._kernel.slots()
-        folded = [slot for slot, mark in marks.items() if mark == target or mark in slots]
-        for slot in (*slots, *folded):
+        slots |= {slot for slot, mark in marks.items() if mark == target or mark in slots}
+        for slot in slots:
             self._kernel.mark(slot, target)
         self._kernel.withdraw(cgroup_ids)
-        one, *others = [*folded, *slots] or [0]
-        for slot in others:
-            self._kernel.merge(slot, one)
+        free = self._unused(present)
+        if len(slots) > 1 and free:
+            self._kernel.merge(slots, free[0], target)
 
     def release(self, cgroup_id: int) -> None:
         """Remove the programs from a cgroup when nothing at or below it needs them."""

@@ -42,6 +42,7 @@
 #define WEIR_UNSETTLED 0x80000000u /* in `config.generation`, see above */
 #define WEIR_MAX_SPARE 1024	   /* slots that wait for cgroups not born yet */
 #define WEIR_SPARE 0xffffffffu	   /* in `slots`: given to the queue `spare` */
+#define WEIR_SUM 0x80000000u	   /* in `slots`: has the counts of all others that are marked with the same slot */
 #define WEIR_LABELS 1024	   /* bytes of a cgroup's names, the closing zero included */
 #define WEIR_NAME 64		   /* bytes of a policy's or rule's name, the closing zero included */
 

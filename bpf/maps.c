@@ -9,7 +9,8 @@ BPF_TABLE("hash", u64, struct weir_enrolled, cgroups, WEIR_MAX_CONTAINERS);
 BPF_TABLE("percpu_array", u32, struct weir_counters, counters, WEIR_MAX_CONTAINERS);
 BPF_TABLE("array", u32, struct weir_bucket, buckets, WEIR_MAX_CONTAINERS);
 /* Slots for cgroups that are born without user space, and what user space remembers of each slot (the programs do not
- * read `slots` and `labels`): WEIR_SPARE, or the slot that its counts are added to, or 0. */
+ * read `slots` and `labels`): WEIR_SPARE, or the slot that its counts are added to (with WEIR_SUM: instead of all
+ * others that are marked with that one), or 0. */
 BPF_QUEUESTACK("queue", spare, u32, WEIR_MAX_SPARE, 0);
 BPF_TABLE("array", u32, u32, slots, WEIR_MAX_CONTAINERS);
 BPF_F_TABLE("hash", u64, struct weir_labels, labels, WEIR_MAX_CONTAINERS, BPF_F_NO_PREALLOC);

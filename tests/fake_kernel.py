@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.errors import WeirError
-from agent.kernel.abi import MAX_POLICIES, PROGRAMS, SPARE, Flag
-from agent.kernel.reading import folded
+from agent.kernel.abi import MAX_POLICIES, PROGRAMS, SPARE, SUM, Flag
+from agent.kernel.reading import counting, folded
 from agent.kernel.seam import NOTHING, Build, Counters, Enrolment, Event, Reading, Refused, Version, total
 from agent.policy.compile import Tables
 
@@ -77,12 +77,13 @@ class FakeKernel:
         self.links.pop(cgroup_id, None)
 
     def sweep(self) -> None:
-        """Forget links of cgroups that are gone, and half-written versions."""
+        """Forget links of cgroups that are gone, half-written versions, and what has been added up."""
         for number in self.gone & self.links.keys():
             self.detach(number)
         for number in sorted(self.half_installed):
             self._step(f"remove the rest of version {number}")
             self.half_installed.discard(number)
+        self.sweep_sums()
 
     def enrolments(self) -> Mapping[int, Enrolment]:
         """A copy: the kernel's table does not change under the reader's hands here."""
@@ -143,7 +144,7 @@ class FakeKernel:
     def read(self) -> Reading:
         """Everything that a test has put there; folded slots added to those that they count for."""
         used = {entry.slot for entry in self.entries.values()}
-        into = {slot: mark for slot, mark in self.marks.items() if mark != SPARE and slot not in used}
+        into = counting(self.marks, used)
         counted = {slot: self.counters(slot) for slot in used | into.keys()}
         refusals: dict[Refused, int] = {}
         for refused, count in self.refused.items():
@@ -162,16 +163,26 @@ class FakeKernel:
         if mark:
             self.marks[slot] = mark
 
-    def merge(self, slot: int, into: int) -> None:
-        """Two steps: the sum, then the clearing."""
+    def merge(self, slots: Collection[int], fresh: int, target: int) -> None:
+        """The sum, unseen; the mark that brings it; the clearing."""
         used = {entry.slot for entry in self.entries.values()}
-        assert not {slot, into} & used, "merged the counters of a cgroup"
-        self._step(f"merge {slot}")
-        self.counted[into] = total([self.counters(into), self.counters(slot)])
-        for refused in [refused for refused in self.refused if refused.slot == slot]:
-            there = replace(refused, slot=into)
+        assert not {*slots, fresh} & used, "merged the counters of a cgroup"
+        assert fresh not in self.marks
+        self.clear([fresh])
+        self._step(f"sum {slots}")
+        self.counted[fresh] = total([self.counters(slot) for slot in slots])
+        for refused in [refused for refused in self.refused if refused.slot in slots]:
+            there = replace(refused, slot=fresh)
             self.refused[there] = self.refused.get(there, 0) + self.refused[refused]
-        self.clear([slot])
+        self.mark(fresh, SUM | target)
+        self.sweep_sums()
+
+    def sweep_sums(self) -> None:
+        """Slot by slot."""
+        for slot, mark in [*self.marks.items()]:
+            if mark != SPARE and mark & SUM:
+                self.clear([other for other, mark_ in self.marks.items() if mark_ == mark & ~SUM])
+                self.mark(slot, mark & ~SUM)
 
     def stock(self, slots: Collection[int]) -> None:
         """Two steps each: the mark, then the queue."""

@@ -90,6 +90,7 @@ class PinnedKernel(PolicyVersions, Slots):
                 pass
         self._links.sweep()
         self.sweep_versions()
+        self.sweep_sums()
 
     def enrolments(self) -> Mapping[int, Enrolment]:
         """Per cgroup id: its entry."""
@@ -135,7 +136,7 @@ class PinnedKernel(PolicyVersions, Slots):
         """Everything that is counted, in batches."""
         present, marks = self.enrolments(), self.slots()
         used = {enrolment.slot for enrolment in present.values()}
-        into = {slot: mark for slot, mark in marks.items() if mark != abi.SPARE and slot not in used}
+        into = reading.counting(marks, used)
         cpus = len(self._per_cpu())
         with explained("read the counters"):
             counted = reading.counters(self._map("counters"), used | into.keys(), cpus)

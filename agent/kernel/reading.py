@@ -76,6 +76,13 @@ def totals(words: list[int]) -> Counters:
     )
 
 
+def counting(marks: Mapping[int, int], used: Collection[int]) -> dict[int, int]:
+    """Slots whose cgroups are gone → the slot that each one's counts are added to. ``used``: those of living entries."""
+    waiting = {slot: mark for slot, mark in marks.items() if mark != abi.SPARE and slot not in used}
+    sums = {mark for mark in waiting.values() if mark & abi.SUM}
+    return {slot: mark & ~abi.SUM for slot, mark in waiting.items() if mark & abi.SUM or mark | abi.SUM not in sums}
+
+
 def folded(counted: Mapping[int, Counters], into: Mapping[int, int]) -> dict[int, Counters]:
     """Counters with those of folded slots added to the slots that they count for."""
     result = dict(counted)

@@ -186,13 +186,16 @@ class Kernel(Protocol):
         """Everything that is counted."""
 
     def slots(self) -> Mapping[int, int]:
-        """What is remembered of slots that no entry may take: SPARE, or the slot that their counts are added to."""
+        """What is remembered of slots that no entry may take: SPARE, or the slot that their counts are added to.
+
+        With SUM, a slot's counts are added instead of those of all others that are marked with the same.
+        """
 
     def mark(self, slot: int, mark: int) -> None:
         """Remember SPARE, or the slot that this one's counts are added to; 0 forgets."""
 
-    def merge(self, slot: int, into: int) -> None:
-        """Add the counts of a slot to another's and clear it; no cgroup counts in either any more."""
+    def merge(self, slots: Collection[int], fresh: int, target: int) -> None:
+        """Put the sum of slots that count for ``target`` into a free one, which from then on counts instead of them."""
 
     def stock(self, slots: Collection[int]) -> None:
         """Give cleared slots to cgroups that are not born yet; marks them SPARE."""

@@ -37,7 +37,7 @@ class Slots(Maps):
             return reading.refusals(self._map("refusals"))
 
     def slots(self) -> Mapping[int, int]:
-        """What is remembered of slots that no entry may take: SPARE, or the slot that their counts are added to."""
+        """What is remembered of slots that no entry may take: SPARE, or the slot that their counts are added to (SUM: alone)."""
         with explained("read the slots"):
             return reading.slots(self._map("slots"))
 
@@ -46,26 +46,38 @@ class Slots(Maps):
         with explained(f"mark slot {slot}"):
             libbpf.update(self._map("slots"), c.c_uint32(slot), c.c_uint32(mark))
 
-    def merge(self, slot: int, into: int) -> None:
-        """Add the counts of a slot to another's and clear it; no cgroup counts in either any more.
+    def merge(self, slots: Collection[int], fresh: int, target: int) -> None:
+        """Put the sum of slots that count for ``target`` into a free one, which from then on counts instead of them.
 
-        Killed between the two, the slot's counts are there twice: these two calls are all that no order makes safe.
+        No cgroup counts in any of them any more. One write brings the sum and hides the rest: killed before or after it,
+        nothing is there twice and nothing is missing.
         """
+        self.clear([fresh])
         values, sums = self._per_cpu(), self._per_cpu()
-        with explained(f"merge slot {slot} into {into}"):
-            libbpf.lookup(self._map("counters"), c.c_uint32(slot), values)
-            libbpf.lookup(self._map("counters"), c.c_uint32(into), sums)
-            words, more = (memoryview(one).cast("B").cast("Q") for one in (sums, values))
-            for index, word in enumerate(more):
-                words[index] += word
-            for key in [key for key in libbpf.keys(self._map("refusals"), abi.Refusal) if key.slot == slot]:
+        words, more = (memoryview(one).cast("B").cast("Q") for one in (sums, values))
+        with explained(f"merge slots into {fresh}"):
+            for slot in slots:
+                libbpf.lookup(self._map("counters"), c.c_uint32(slot), values)
+                for index, word in enumerate(more):
+                    words[index] += word
+            libbpf.update(self._map("counters"), c.c_uint32(fresh), sums)
+            for key in [key for key in libbpf.keys(self._map("refusals"), abi.Refusal) if key.slot in slots]:
                 count, total = c.c_uint64(), c.c_uint64()
                 libbpf.lookup(self._map("refusals"), key, count)
-                key.slot = into
+                key.slot = fresh
                 libbpf.lookup(self._map("refusals"), key, total)
                 libbpf.update(self._map("refusals"), key, c.c_uint64(count.value + total.value))
-            libbpf.update(self._map("counters"), c.c_uint32(into), sums)
-        self.clear([slot])
+        self.mark(fresh, abi.SUM | target)
+        self.sweep_sums()
+
+    def sweep_sums(self) -> None:
+        """Clear the slots whose counts are in a sum."""
+        marks = self.slots()
+        for slot, mark in marks.items():
+            if mark != abi.SPARE and mark & abi.SUM:
+                target = mark & ~abi.SUM
+                self.clear([other for other, mark in marks.items() if mark == target])
+                self.mark(slot, target)
 
     def stock(self, slots: Collection[int]) -> None:
         """Give cleared slots to cgroups that are not born yet."""

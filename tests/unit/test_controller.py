@@ -295,3 +295,62 @@ def test_slots_that_a_killed_weir_marked(kernel: FakeKernel, controller: Control
     controller.restock()
     assert kernel.marks == {free[3]: used, free[4]: SPARE}
     assert kernel.queue == [free[4]]
+
+
+def counted_so_far(kernel: FakeKernel) -> tuple[int, int]:
+    """Packets and refusals of everything that an entry has."""
+    read = kernel.read()
+    slots = {entry.slot for entry in read.enrolments.values()}
+    packets = sum(sum(read.counters[slot].packets.values()) for slot in slots)
+    return packets, sum(count for refused, count in read.refusals.items() if refused.slot in slots)
+
+
+def started_again(kernel: FakeKernel, controller: Controller, tmp_path: Path) -> list[int]:
+    """A service's third life: two cgroups are gone, the first folded into the second. Each counted in its own slot."""
+    ids = []
+    for number in range(3):
+        (path,) = make(tmp_path, f"life-{number}")
+        entry = controller.enrol(path, compiled(ALLOW_ALL))
+        kernel.counted[entry.slot] = replace(NOTHING, packets=dict.fromkeys(NOTHING.packets, 10**number))
+        kernel.refused[refusal(entry)] = 10**number
+        ids.append(tree.cgroup_id(path))
+    controller.fold(ids[:1], ids[1])
+    return ids
+
+
+def test_a_fold_counts_everything_once_wherever_it_is_killed(tmp_path: Path) -> None:
+    straight = FakeKernel(capacity=8)
+    first = Controller(straight, tmp_path / "straight")
+    ids = started_again(straight, first, tmp_path / "straight")
+    begun, whole = len(straight.steps), counted_so_far(straight)
+    assert whole == (111 * len(NOTHING.packets), 111)
+    first.fold([ids[1]], ids[2])
+    assert counted_so_far(straight) == whole
+    assert [*straight.marks.values()] == [straight.entries[ids[2]].slot], "one slot holds both"
+    assert len(straight.steps) > begun + 6
+    for step in range(begun, len(straight.steps)):
+        kernel, root = FakeKernel(capacity=8), tmp_path / str(step)
+        controller = Controller(kernel, root)
+        ids = started_again(kernel, controller, root)
+        kernel.stop_at = step
+        with pytest.raises(Killed):
+            controller.fold([ids[1]], ids[2])
+        assert counted_so_far(kernel) == whole, straight.steps[step]
+        kernel.stop_at = None
+        kernel.sweep()
+        assert counted_so_far(kernel) == whole, straight.steps[step]
+        if ids[1] in kernel.entries:
+            controller.fold([ids[1]], ids[2])
+        controller.restock()
+        assert counted_so_far(kernel) == whole, straight.steps[step]
+        assert {*kernel.marks.values()} == {kernel.entries[ids[2]].slot}
+
+
+def test_without_a_free_slot_a_fold_leaves_the_slots_as_they_are(tmp_path: Path) -> None:
+    kernel = FakeKernel(capacity=4)
+    controller = Controller(kernel, tmp_path)
+    ids = started_again(kernel, controller, tmp_path)
+    whole = counted_so_far(kernel)
+    controller.fold([ids[1]], ids[2])
+    assert counted_so_far(kernel) == whole
+    assert [*kernel.marks.values()] == [kernel.entries[ids[2]].slot] * 2
