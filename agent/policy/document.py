@@ -4,7 +4,7 @@ Leaving a key out always means the strictest thing with which an ordinary client
 """
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -23,7 +23,7 @@ from pydantic_core.core_schema import NullableSchema, WithDefaultSchema
 
 from agent.policy import globs
 from agent.policy.compile import MAX_RULES
-from agent.policy.model import IPV4_MAPPED, MAX_PORT, Action, Bind, Family, Mode, PortRange, Prefix, Protocol
+from agent.policy.model import MAX_PORT, Action, Bind, Family, Mode, PortRange, Prefix, Protocol, read_destination
 
 API_VERSION = "weir.dev/v1"
 KIND = "SocketPolicy"
@@ -110,19 +110,6 @@ def read_ports(value: object) -> PortRange:
     return ports
 
 
-def read_prefix(text: str) -> Prefix:
-    """Turn an address or CIDR prefix into a Prefix. Raises ValueError for one that is wrong or means two things."""
-    prefix = Prefix.parse(text)
-    if prefix.length < 96 and prefix.contains(IPV4_MAPPED):
-        raise ValueError(
-            f"{text} holds IPv4 as well (it lives at ::ffff:0:0/96); for every address leave `to` out, "
-            "for public IPv6 write 2000::/3"
-        )
-    if prefix in (Prefix(0, 128), Prefix(IPV4_MAPPED, 128)):
-        raise ValueError(f"{text} never matches: Linux connects it to loopback; write 127.0.0.1 or ::1")
-    return prefix
-
-
 def read_duration(value: object) -> int:
     """Turn "90s", "10m" or "1h" into seconds. Raises ValueError for anything else."""
     if not isinstance(value, str) or not DURATION.fullmatch(value):
@@ -198,19 +185,6 @@ def text_schema(pattern: re.Pattern[str], description: str) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "pattern": f"^({pattern.pattern})$", "description": description})
 
 
-T = TypeVar("T")
-
-
-def different(items: tuple[T, ...]) -> tuple[T, ...]:
-    """Check that no item is there twice. Raises ValueError naming the first that is."""
-    seen: set[T] = set()
-    for item in items:
-        if item in seen:
-            raise ValueError(f"{getattr(item, 'value', item)} is listed twice; take one out")
-        seen.add(item)
-    return items
-
-
 Label = Annotated[str, AfterValidator(read_label), text_schema(LABEL, "A Kubernetes label.")]
 RuleName = Annotated[str, AfterValidator(read_rule_name), text_schema(LABEL, "Unique in the policy; not `default`.")]
 DnsName = Annotated[str, AfterValidator(read_dns_name), text_schema(DNS_NAME, "A whole lower-case DNS name.")]
@@ -218,7 +192,7 @@ Option = Annotated[str, AfterValidator(read_option), text_schema(OPTION, "A sock
 Duration = Annotated[int, PlainValidator(read_duration), text_schema(DURATION, "A number and s, m or h.")]
 Address = Annotated[
     Prefix,
-    PlainValidator(read_prefix),
+    PlainValidator(read_destination),
     WithJsonSchema({"type": "string", "description": "An IPv4 or IPv6 address or CIDR prefix, no host bits set."}),
 ]
 Ports = Annotated[
@@ -287,7 +261,7 @@ class RulePart(Part):
 class OptionsPart(Part):
     """Socket options. Reading SO_ERROR and SO_TYPE always works. Not yet in force."""
 
-    mock: Annotated[tuple[Option, ...], AfterValidator(different)] = Field(
+    mock: tuple[Option, ...] = Field(
         default=APP_ENGINE_MOCKED, description="Getting gives a constant, setting is ignored."
     )
     others: Action = Field(default=Action.DENY, description="What happens to every other option.")
@@ -296,12 +270,12 @@ class OptionsPart(Part):
 class SocketsPart(Part):
     """What a program may do with sockets, wherever they lead."""
 
-    families: Annotated[tuple[Family, ...], AfterValidator(different)] = Field(
+    families: tuple[Family, ...] = Field(
         default=(Family.INET, Family.INET6, Family.UNIX),
         min_length=1,
         description="Every other is refused at socket().",
     )
-    protocols: Annotated[tuple[Protocol, ...], AfterValidator(different)] = Field(
+    protocols: tuple[Protocol, ...] = Field(
         default=(Protocol.TCP, Protocol.UDP), min_length=1, description="Every other is refused at socket()."
     )
     listen: Action = Field(default=Action.DENY, description="Accepting connections from others.")
@@ -318,7 +292,7 @@ class SelectorPart(Part):
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"minProperties": 1})
 
-    namespaces: Annotated[tuple[NamespaceGlob, ...], AfterValidator(different)] = Field(
+    namespaces: tuple[NamespaceGlob, ...] = Field(
         default=(), min_length=1, max_length=MAX_GLOBS, description="Any one of these namespaces."
     )
     pod_labels: dict[LabelKey, LabelGlob] = Field(
@@ -329,10 +303,10 @@ class SelectorPart(Part):
         description="All of these labels, each with a value that the glob matches.",
         json_schema_extra={"additionalProperties": False},  # pydantic makes the key's pattern a patternProperty
     )
-    containers: Annotated[tuple[Glob, ...], AfterValidator(different)] = Field(
+    containers: tuple[Glob, ...] = Field(
         default=(), min_length=1, max_length=MAX_GLOBS, description="Any one of these names of a container in its pod."
     )
-    cgroups: Annotated[tuple[CgroupGlob, ...], AfterValidator(different)] = Field(
+    cgroups: tuple[CgroupGlob, ...] = Field(
         default=(), min_length=1, max_length=MAX_GLOBS, description="Any one of these cgroups."
     )
 

@@ -129,6 +129,19 @@ class Prefix(NamedTuple):
         return (address ^ self.address) >> (128 - self.length) == 0
 
 
+def read_destination(text: str) -> Prefix:
+    """Return the prefix that a rule or a set lists. Raises ValueError for one that is wrong or means two things."""
+    prefix = Prefix.parse(text)
+    if prefix.length < 96 and prefix.contains(IPV4_MAPPED):
+        raise ValueError(
+            f"{text} holds IPv4 as well (it lives at ::ffff:0:0/96); for every address leave `to` out, "
+            "for public IPv6 write 2000::/3"
+        )
+    if prefix in (Prefix(0, 128), Prefix(IPV4_MAPPED, 128)):
+        raise ValueError(f"{text} never matches: Linux connects it to loopback; write 127.0.0.1 or ::1")
+    return prefix
+
+
 def nested(prefixes: Iterable[Prefix]) -> Iterator[tuple[Prefix, Prefix | None]]:
     """Yield each different prefix, sorted, and the narrowest of the others around it; None when there is none."""
     around: list[Prefix] = []

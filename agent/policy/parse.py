@@ -13,7 +13,7 @@ from agent.policy.compile import MAX_RULES
 from agent.policy.document import Document, NameDestination, Part, RulePart, SelectorPart, SetDestination, SocketsPart
 from agent.policy.model import BOTH_PROTOCOLS, Options, Policy, Prefix, Rule, Selector, Sockets
 from agent.policy.overlap import Place
-from agent.policy.structure import child, problem_at, structural
+from agent.policy.structure import child, problem_at, structural, whole_lists
 from agent.policy.yamlfile import Node, Problem
 
 P = TypeVar("P", bound=Part)
@@ -133,6 +133,7 @@ def semantic(
     root: Node, context: dict[str, Any], expand: Callable[[str], tuple[Prefix, ...]]
 ) -> Iterator[tuple[Place, str]]:
     """Yield what is wrong between values that are right each by itself, also in a file that has other problems."""
+    yield from whole_lists(root)
     nodes = rule_nodes(root)
     if len(nodes) > MAX_RULES:  # reported as such; comparing each with each would take long
         return

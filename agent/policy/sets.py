@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from agent.errors import WeirError
-from agent.policy.model import Destination, Prefix
+from agent.policy.model import Destination, Prefix, read_destination
 
 POLICIES = Path(os.environ.get("WEIR_POLICIES") or Path(__file__).resolve().parents[2] / "policies")
 """The directory of the shipped policies and, under sets/, of the sets; WEIR_POLICIES names another."""
@@ -35,7 +35,7 @@ def names(policies: Path = POLICIES) -> tuple[str, ...]:
 def read(name: str, policies: Path = POLICIES) -> tuple[Prefix, ...]:
     """Return the prefixes of a set that has a file, in the file's order, read once per process.
 
-    Raises WeirError when the file is missing or a line in it is no prefix.
+    Raises WeirError when the file is missing or a line in it is no prefix that a rule may list.
     """
     file = policies / "sets" / f"{name}.txt"
     try:
@@ -50,7 +50,7 @@ def read(name: str, policies: Path = POLICIES) -> tuple[Prefix, ...]:
         text = line.partition("#")[0].strip()
         if text:
             try:
-                prefixes.append(Prefix.parse(text))
+                prefixes.append(read_destination(text))
             except ValueError as error:
                 raise WeirError(f"{file}:{number}:1: {error}", "Correct the line, or take it out.") from error
     return tuple(prefixes)

@@ -8,7 +8,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from agent.policy.document import Document
+from agent.policy.compile import MAX_RULES
+from agent.policy.document import MAX_GLOBS, Document
 from agent.policy.overlap import Place
 from agent.policy.yamlfile import Node, Problem, join
 
@@ -53,11 +54,50 @@ def structural(error: ValidationError, root: Node, file: str) -> Iterator[Proble
             continue
         if detail["type"] == "too_short" and node and node.value:
             continue  # pydantic counts the items that are right; those that are wrong have problems of their own
+        if detail["type"] == "too_long":
+            continue  # whole_lists() says so, also of a list with wrong items
+        message = wording(detail, path, node)
         line, column = nearest.line, nearest.column
         if about_key or detail["type"] == "extra_forbidden":
             *parents, key = place
-            line, column = locate(root, tuple(parents))[1].keys[str(key)]
-        yield Problem(file, line, column, path, wording(detail, path, node))
+            parent, mapping, _ = locate(root, tuple(parents))
+            line, column = mapping.keys[str(key)]
+            message = message if about_key else unknown_key(parent, str(key))
+        yield Problem(file, line, column, path, message)
+
+
+LIMITS: dict[Place, int] = {
+    ("spec", "egress"): MAX_RULES,
+    ("spec", "selector", "namespaces"): MAX_GLOBS,
+    ("spec", "selector", "podLabels"): MAX_GLOBS,
+    ("spec", "selector", "containers"): MAX_GLOBS,
+    ("spec", "selector", "cgroups"): MAX_GLOBS,
+}
+WITHOUT_REPEATS: tuple[Place, ...] = (
+    ("spec", "sockets", "families"),
+    ("spec", "sockets", "protocols"),
+    ("spec", "sockets", "options", "mock"),
+    ("spec", "selector", "namespaces"),
+    ("spec", "selector", "containers"),
+    ("spec", "selector", "cgroups"),
+)
+
+
+def whole_lists(root: Node) -> Iterator[tuple[Place, str]]:
+    """Yield where a list is too long or has a word twice: pydantic would look only when each item is right."""
+    for place, limit in LIMITS.items():
+        node = locate(root, place)[2]
+        count = len(node.value) if node and isinstance(node.value, (list, dict)) else 0
+        if count > limit:
+            yield place, f"{count} items; the limit is {limit}, so join some"
+    for place in WITHOUT_REPEATS:
+        node = locate(root, place)[2]
+        seen = set()
+        for index, item in enumerate(node.value if node and isinstance(node.value, list) else []):
+            if isinstance(item.value, str) and not item.broken:
+                if item.value in seen:
+                    yield (*place, index), f"{item.value} is listed twice; take one out"
+                seen.add(item.value)
 
 
 KEY = "[key]"
@@ -76,7 +116,6 @@ WORDING = {
     "tuple_type": "{written} stands where a list belongs; put it between [ and ]",
     "string_type": "{written} stands where text belongs; write it as one word, in quotes if it is a number",
     "too_short": "the {kind} is empty; put something in it, or take the key out",
-    "too_long": "{actual_length} items; the limit is {max_length}, so join some",
     "union_tag_not_found": "{written} is no destination; write an address in quotes, {{set: NAME}} or {{name: NAME}}",
     "value_error": "{error}",
     "enum": "{written} is not possible here; write {expected}",
@@ -89,8 +128,6 @@ def wording(detail: ErrorDetails, path: str, node: Node | None) -> str:
     """Say what is wrong, and what to do."""
     if detail["type"] == "missing":
         return f"the key is missing; add `{path.rpartition('.')[2]}:` and its value"
-    if detail["type"] == "extra_forbidden":
-        return unknown_key(path)
     context: dict[str, Any] = {
         "written": described(node),
         "kind": described(node).partition(" ")[2],
@@ -138,9 +175,8 @@ def parts_of(annotation: object, suffix: str) -> Iterator[tuple[type[BaseModel],
 KEYS = known_keys()
 
 
-def unknown_key(path: str) -> str:
-    """Say which keys could have been meant where the path's last one stands."""
-    parent, _, key = path.rpartition(".")
+def unknown_key(parent: str, key: str) -> str:
+    """Say which keys could have been meant inside the mapping at a path."""
     known = KEYS.get(re.sub(r"\[\d+\]", "[]", parent), ())
     if key in known:
         return f"{key} cannot stand beside the other key; make each an item of its own"

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import yaml
-from yaml.reader import Reader as YamlReader
 from yaml.resolver import Resolver
 
 MAX_BYTES = 1_000_000
@@ -18,9 +17,15 @@ MAX_VALUES = 100_000  # every address of a full file; a wrong one is a problem t
 
 Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # libyaml's parser is ten times as fast
 
+# What YAML forbids, and what breaks a line for YAML and for no editor: it would begin a key in what looks like a comment.
+CONTROL = re.compile(
+    r"\r(?!\n)|[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+)
 DECIMAL = re.compile(r"0|-?[1-9][0-9]*")
 CORE = "tag:yaml.org,2002:"
 MAX_DIGITS = 18  # far above any number that a policy holds, below where Python's int() gets slow
+EMPTY = "the file is empty; `policies/untrusted.yaml` is one to start from"
+MAX_BRIEF = 60  # characters of an anchor or a tag
 MAX_WORD = 300  # characters; a DNS name, the longest word of a policy, has 253
 
 
@@ -89,11 +94,11 @@ def decode(data: bytes) -> str:
             1, 1, f"the file is over {MAX_BYTES:,} bytes; a policy is small: put long lists of addresses into a set"
         )
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line, column = position(data[: error.start].decode("utf-8"))
         raise Unreadable(line, column, f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
-    control = YamlReader.NON_PRINTABLE.search(text)
+    control = CONTROL.search(text)
     if control:
         line, column = position(text[: control.start()])
         raise Unreadable(line, column, f"a control character (U+{ord(control.group()):04X}); take it out")
@@ -117,15 +122,16 @@ class Composer:
         self._count = 0
 
     def document(self) -> Node:
-        """Return the root of the file's only document. Raises Unreadable."""
+        """Return the root of the file's first document; a second one is a problem. Raises Unreadable."""
         root: Node | None = None
         for event in self._events:
             if isinstance(event, yaml.DocumentStartEvent) and root:
-                raise Unreadable(*place(event), "a second document begins; put each policy into a file of its own")
+                self._problem(event, "", "a second document begins; put each policy into a file of its own")
+                break
             if isinstance(event, yaml.NodeEvent):
                 root = self._node(event, "", 1)
         if root is None:
-            raise Unreadable(1, 1, "the file is empty; `policies/untrusted.yaml` is one to start from")
+            raise Unreadable(1, 1, EMPTY)
         return root
 
     def _parse(self) -> Iterator[yaml.Event]:
@@ -160,12 +166,12 @@ class Composer:
         if depth > MAX_DEPTH:
             raise Unreadable(*place(event), f"nested deeper than {MAX_DEPTH} levels; a policy needs six")
         if isinstance(event, yaml.AliasEvent):
-            return self._broken(event, path, f"an alias (*{event.anchor}); write the value out")
+            return self._broken(event, path, f"an alias (*{brief(str(event.anchor))}); write the value out")
         if isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)):
             if event.anchor is not None:
-                self._problem(event, path, f"an anchor (&{event.anchor}); take it out, aliases are not read")
+                self._problem(event, path, f"an anchor (&{brief(event.anchor)}); take it out, aliases are not read")
             if event.tag is not None and event.tag != CORE + "str":
-                self._problem(event, path, f"a tag ({event.tag}); take it out")
+                self._problem(event, path, f"a tag ({brief(event.tag)}); take it out")
         if isinstance(event, yaml.ScalarEvent):
             return self._scalar(event, path)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -182,11 +188,9 @@ class Composer:
         values: dict[str, Node] = {}
         keys: dict[str, tuple[int, int]] = {}
         while not isinstance(key := next(self._events), yaml.MappingEndEvent):
-            name = key.value if isinstance(key, yaml.ScalarEvent) and len(key.value) <= MAX_WORD else None
-            if name is None:
-                self._node(key, path, depth + 1)  # reads it to its end, and reports what is wrong with it
-                if not isinstance(key, yaml.ScalarEvent):
-                    self._problem(key, path, "a key that is not one word; write `key: value`")
+            name = key.value if isinstance(key, yaml.ScalarEvent) and usable(key.value) else None
+            if name is None and not self._node(key, path, depth + 1).broken:  # reads it to its end, whatever it is
+                self._problem(key, path, "a key that is not one word; write `key: value`")
             inner = join(path, name or "?")
             value = self._node(next(self._events), inner, depth + 1)
             if name in keys:
@@ -202,7 +206,7 @@ class Composer:
         if len(text) > MAX_WORD:
             return self._broken(event, path, f"a value of {len(text):,} characters; nothing in a policy is that long")
         if tag == CORE + "null":
-            return self._broken(event, path, "there is no value; write one, or take the key out")
+            return self._broken(event, path, "there is no value; write one, or take the key out" if path else EMPTY)
         if tag == CORE + "int" and (not DECIMAL.fullmatch(text) or len(text) > MAX_DIGITS):
             return self._broken(event, path, odd_number(text))
         value: str | int | bool = text
@@ -211,6 +215,16 @@ class Composer:
         elif tag == CORE + "bool":
             value = text.lower() in {"yes", "true", "on"}
         return Node(*place(event), value, text)
+
+
+def usable(key: str) -> bool:
+    """Return whether a key may stand in the path of a problem: it is no longer than a word, and shows as it is."""
+    return len(key) <= MAX_WORD and key.isprintable()
+
+
+def brief(text: str) -> str:
+    """Return text of a file of which a message needs no more than the beginning."""
+    return text if len(text) <= MAX_BRIEF and text.isprintable() else f"{text[:MAX_BRIEF]!r} …"
 
 
 def odd_number(text: str) -> str:

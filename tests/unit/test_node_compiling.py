@@ -96,10 +96,10 @@ def test_ten_megabytes_and_bombs_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_full_of_mistakes_is_reported_in_part(tmp_path: Path) -> None:
-    """The agent keeps a page of 99,900 problems, and the process has memory for all of them."""
+    """The agent keeps a page of 99,901 problems, and the process has memory for all of them."""
     task = write(tmp_path, "wrong", f"spec: {{egress: [{'a,' * 99_900}]}}\n")
     answers = finish(Compiling([task, write(tmp_path, "good")], None)).answers
-    assert "99900 problems" in answers["wrong.yaml"].problem
+    assert "99901 problems" in answers["wrong.yaml"].problem
     assert len(answers["wrong.yaml"].problem) < 5000
     assert answers["good.yaml"].loaded
 

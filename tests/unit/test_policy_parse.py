@@ -183,9 +183,11 @@ WRONG = {
         ),
         [
             "6:22: spec.sockets.families[1]: 'packet' is not possible here; write inet, inet6, unix or netlink",
+            "6:30: spec.sockets.families[2]: inet is listed twice; take one out",
             "7:11: spec.sockets.bind: 'maybe' is not possible here; write deny, ephemeral or allow",
             "8:18: spec.sockets.idleTimeout: 10 is no duration; write a number and s, m or h",
             "9:22: spec.sockets.options.mock[0]: 'keepalive' is no socket option",
+            "9:44: spec.sockets.options.mock[2]: SO_LINGER is listed twice; take one out",
         ],
     ),
     "an empty selector": ("spec: {selector: {}}\n", ["4:18: spec.selector: the selector is empty; give it namespaces"]),
@@ -248,23 +250,48 @@ WRONG = {
             "4:29: spec.selector.cgroups[0]: '/system.slice/*' never matches: paths count from the cgroup2 mount",
             "4:46: spec.selector.cgroups[1]: 'system.slice/' never matches",
             "4:61: spec.selector.cgroups[2]: 'a//b' never matches",
+            "4:95: spec.selector.cgroups[5]: a is listed twice; take one out",
         ],
     ),
     "a glob twice": (
         "spec: {selector: {containers: [a, b, a]}}\n",
-        ["4:31: spec.selector.containers: a is listed twice; take one out"],
+        ["4:38: spec.selector.containers[2]: a is listed twice; take one out"],
     ),
     "too many globs": (
         f"spec: {{selector: {{containers: [{', '.join(f'c{n}' for n in range(65))}]}}}}\n",
         ["4:31: spec.selector.containers: 65 items; the limit is 64, so join some"],
     ),
+    "too many globs, and one that is wrong": (
+        f"spec: {{selector: {{podLabels: {{{', '.join(f'l{n}: a' for n in range(64))}, '': ''}}}}}}\n",
+        ["4:30: spec.selector.podLabels: 65 items; the limit is 64", "4:533: spec.selector.podLabels.: '' is no key"],
+    ),
+    "too many rules, and one that is wrong": (
+        "spec:\n  egress:\n" + "    - {name: a, action: deny}\n" * 512 + "    - x\n",
+        ["6:5: spec.egress: 513 items; the limit is 512, so join some", "518:7: spec.egress[512]: 'x' stands where"],
+    ),
     "duplicates in a list of words": (
         "spec: {sockets: {families: [inet, unix, inet]}}\n",
-        ["4:28: spec.sockets.families: inet is listed twice"],
+        ["4:41: spec.sockets.families[2]: inet is listed twice"],
     ),
     "a key twice": (
         "spec:\n  default: deny\n  default: allow\n",
         ["6:3: spec.default: the key is here twice (first on line 5)"],
+    ),
+    "a key with a dot": (
+        "spec: {sockets.bind: deny}\n",
+        ["4:8: spec.sockets.bind: there is no such key; did you mean sockets? The keys here are selector"],
+    ),
+    "a key that does not show as it is": (
+        'spec: {"\\e[2J\\n": x}\n',
+        ["4:8: spec: a key that is not one word; write `key: value`"],
+    ),
+    "a key that is an alias": ("spec: {*a : b}\n", ["4:8: spec: an alias (*a); write the value out"]),
+    "a long anchor and a tag that does not show as it is": (
+        f"spec: {{default: &{'a' * 61} deny, mode: !%1b%5b2J audit}}\n",
+        [
+            f"4:17: spec.default: an anchor (&'{'a' * 60}' …); take it out",
+            "4:92: spec.mode: a tag ('!\\x1b[2J' …); take it out",
+        ],
     ),
     "an alias": (
         "spec: &all\n  egress:\n    - {name: a, action: deny, to: *all}\n",
@@ -279,6 +306,10 @@ WRONG = {
     "a long word": (f"spec: {{default: {'a' * 301}}}\n", ["4:17: spec.default: a value of 301 characters"]),
     "a long key": (f"spec: {{? {'a' * 301} : 1}}\n", ["4:10: spec: a value of 301 characters"]),
     "two documents": ("spec: {}\n---\n", ["5:1: a second document begins"]),
+    "two documents, and the first is wrong": (
+        "spec: {default: dny}\n---\nspec: {}\n",
+        ["4:17: spec.default: 'dny' is not possible here", "5:1: a second document begins"],
+    ),
     "a tab": ("spec:\n\tdefault: deny\n", ["5:1: a tab; YAML indents with spaces"]),
     "not YAML": ("spec: {default: deny\n", ["5:1: not YAML (did not find expected ',' or '}'"]),
     "an unquoted IPv6 address": ("spec: {egress: [{to: [::1]}]}\n", ["4:23: not YAML"]),
@@ -326,6 +357,14 @@ def test_every_problem_at_once() -> None:
         ("a: é".encode("latin-1"), "1:4: byte 0xe9 is not UTF-8"),
         (b"a: b\nc: \x00", "2:4: a control character (U+0000)"),
         (b"a: \x1b[31m", "1:4: a control character (U+001B)"),
+        ("a: b # c\u2028d: e".encode(), "1:9: a control character (U+2028)"),  # for YAML, the comment ends here
+        ("a: b # c\x85d: e".encode(), "1:9: a control character (U+0085)"),
+        (b"a: b # c\rd: e", "1:9: a control character (U+000D)"),
+        (b"\xef\xbb\xbfa: \x00", "1:4: a control character (U+0000)"),
+        (b"\xef\xbb\xbf\xef\xbb\xbfa: b", "1:1: a control character (U+FEFF)"),
+        (b"a: b".decode().encode("utf-16"), "1:1: byte 0xff is not UTF-8"),
+        (b"---\n", "2:1: the file is empty"),
+        (b"~", "1:1: the file is empty"),
         (b"[" * (MAX_DEPTH + 1), "1:21: nested deeper than 20 levels"),
         (b"{a: " * 100_000, "1:81: nested deeper than 20 levels"),
         (b"[" + b"a," * MAX_VALUES + b"]", "1:200000: more than 100,000 values"),

@@ -91,11 +91,19 @@ def test_a_directory_of_sets(tmp_path: Path) -> None:
     assert [str(prefix) for prefix in sets.read("mine", tmp_path)] == ["10.0.0.0/8", "2001:db8::/32"]
 
 
-def test_a_wrong_line_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("10.0.0.1/8", "'10.0.0.1/8' has host bits set"),
+        ("::/0 # all IPv6?", "::/0 holds IPv4 as well"),
+        ("0.0.0.0", "0.0.0.0 never matches"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "sets").mkdir()
     file = tmp_path / "sets" / "mine.txt"
-    file.write_text("10.0.0.0/8\n10.0.0.1/8\n")
-    with pytest.raises(WeirError, match=f"{file}:2:1: '10.0.0.1/8' has host bits set"):
+    file.write_text(f"10.0.0.0/8\n{line}\n")
+    with pytest.raises(WeirError, match=f"{file}:2:1: {message}"):
         sets.read("mine", tmp_path)
 
 
