@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector as Collects
 from agent.families import Events, Facts, collect
 from agent.kernel.seam import Build, Reading
 from agent.node.state import NodeState
-from agent.series import Series, Who, series_of
+from agent.series import Series, series_of
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Collector(Collects):
         self._sources = sources
         self._failed = failed
         self._errors = 0
-        self._lost: dict[Who, Events] = {}
+        self._lost: dict[str, Events] = {}
         self._events = Events()
 
     def collect(self) -> Iterator[Metric]:
@@ -69,18 +69,23 @@ class Collector(Collects):
             return None
 
     def _add_losses(self, series: Sequence[Series]) -> None:
-        """Add what each container lost since the last scrape: their sum alone would fall when one of them goes."""
-        seen = {}
+        """Add what each container lost since the last scrape: their sum alone would fall when one of them goes.
+
+        By its cgroup: its other names may come later.
+        """
+        seen: dict[str, Events] = {}
         for one in series:
+            cgroup, counters = one.who["cgroup"], one.counters
+            others = seen.get(cgroup, Events())
             now = Events(
-                suppressed=one.counters.events_suppressed,
-                lost=one.counters.events_lost,
-                uncounted=one.counters.refusals_uncounted,
+                suppressed=others.suppressed + counters.events_suppressed,
+                lost=others.lost + counters.events_lost,
+                uncounted=others.uncounted + counters.refusals_uncounted,
             )
-            if now == Events():
-                continue
-            seen[one.key] = now
-            before = self._lost.get(one.key, Events())
+            if now != Events():
+                seen[cgroup] = now
+        for cgroup, now in seen.items():
+            before = self._lost.get(cgroup, Events())
             self._events = Events(
                 suppressed=self._events.suppressed + max(now.suppressed - before.suppressed, 0),
                 lost=self._events.lost + max(now.lost - before.lost, 0),

@@ -267,6 +267,17 @@ def test_losses_never_fall_when_a_container_goes() -> None:
     assert seen == [6, 7, 9, 10, 10]
 
 
+def test_losses_are_not_counted_again_under_a_new_name() -> None:
+    """A container that has lost events before the runtime tells its names, and one that had its cgroup's path before."""
+    _, reading = losing({2: 5, 3: 1})
+    gone = row(3, cgroup=row(2).cgroup, gone=1.0)
+    now = nodes.state([row(2, namespace="", pod="", container=""), gone])
+    collector = Collector(replace(nodes.sources(now, reading), state=lambda: now), fail)
+    assert value(samples(collector.collect()), "weir_events_total", outcome="lost") == 6
+    now = nodes.state([row(2), gone])
+    assert value(samples(collector.collect()), "weir_events_total", outcome="lost") == 6
+
+
 def broken() -> Reading:
     raise WeirError("the counters cannot be read", "Mount bpffs.")
 
