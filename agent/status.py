@@ -134,6 +134,8 @@ class Facts:
             refusals.update(self.by_slot.get(slot, {}))
         filtered, processes = (row.filtered, row.processes) if row else seccomp(path) if path else (0, 0)
         flags, hook = enrolment.flags if enrolment else Flag(0), number in self.hooked
+        gone = path is None if row is None else row.gone is not None
+        open_ends = not_covered(flags, hook, bool(enrolment), filtered < processes, bool(version))
         label = names.label(self.labels.get(number))
         told = {key: getattr(row, key) for key in (*names.WHO, "id", "runtime", "problem")} if row else label
         known = {key: value for key, value in told.items() if value and key != "cgroup"}
@@ -141,7 +143,7 @@ class Facts:
             "cgroup": row.cgroup if row else names.cgroup_name(path, self.root, number, label.get("cgroup", "")),
             "cgroup_id": number,
             **known,
-            "gone": path is None if row is None else row.gone is not None,
+            "gone": gone,
             "policy": version.name if version else None,
             "sha256": version.sha256.hex() if version else None,
             "mode": names.mode(flags) if version else "refuse all" if enrolment else "none",
@@ -151,7 +153,7 @@ class Facts:
                 "seccomp": f"{filtered}/{processes}",
                 "lsm": bool(row and row.layers.get("lsm")),
             },
-            "not_covered": not_covered(flags, hook, bool(enrolment), filtered < processes, bool(version)),
+            "not_covered": [] if gone else open_ends,
             "bytes": counters.bytes,
             "packets": counters.packets,
             "sockets": counters.sockets_created - counters.sockets_released,

@@ -17,7 +17,7 @@ from agent.status import gather
 
 
 @click.command(
-    epilog="\b\nExamples:\n  weir status\n  weir status --json | jq '.cgroups[] | select(.layers.hooks == false)'"
+    epilog="\b\nExamples:\n  weir status\n  weir status --json | jq '.cgroups[] | select((.layers.hooks or .gone) | not)'"
 )
 @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
 def status(as_json: bool) -> int:
@@ -89,7 +89,7 @@ def show(data: Mapping[str, Any]) -> None:
             names.who(item) or item["cgroup"],
             item["policy"] or "(none)",
             item["mode"],
-            "yes" if layers["hooks"] else "NO",
+            "gone" if item["gone"] else "yes" if layers["hooks"] else "NO",
             layers["seccomp"],
             "yes" if layers["lsm"] else "no",
             *(f"{item['bytes'][kind]:,}" for kind in ("public", "private", "loopback")),

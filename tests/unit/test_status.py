@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -121,8 +123,18 @@ def test_a_container_that_is_gone(place: Place, kernel: FakeKernel) -> None:
     ]
     data = gather(place, kernel, replace(READY, rows=tuple(gone)))
     assert [item.get("container") for item in data["cgroups"]] == [None, None, "c1"]
-    assert data["cgroups"][2]["gone"] is True
+    assert (data["cgroups"][2]["gone"], data["cgroups"][2]["not_covered"]) == (True, [])
     assert all(row["gone"] >= 5 for row in data["node"]["rows"])
+
+
+def test_what_is_gone_is_no_gap(place: Place, kernel: FakeKernel, capsys: pytest.CaptureFixture[str]) -> None:
+    """The programs are on no cgroup that has it any more: nothing can run there without them."""
+    row = replace(container(place, "c1"), gone=time.monotonic())
+    shutil.rmtree(place.root / "kubepods/pod/c1")
+    show(gather(place, kernel, replace(READY, rows=(row,))))
+    out = capsys.readouterr().out
+    assert re.search(r"^shop/cart/c1 +open +audit +gone ", out, re.MULTILINE), out
+    assert "EVERYTHING" not in out
 
 
 def test_hooks_of_a_half_attached_parent_are_not_in_force(place: Place, kernel: FakeKernel) -> None:
