@@ -86,13 +86,13 @@ def reason(rule: Rule, flow: Flow, miss: Mismatch | None) -> str:
     if miss is Mismatch.PORT:
         return f"is for {'port' if len(rule.ports) == 1 else 'ports'} {', '.join(str(ports) for ports in rule.ports)}"
     where = format_address(flow.address)
-    prefixes = [str(prefix) for prefix in rule.prefixes or ()]
+    prefixes = rule.prefixes or ()
     if miss is Mismatch.DESTINATION:
-        few = prefixes if len(prefixes) <= MAX_LISTED else [f"{len(prefixes)} prefixes"]
+        few = map(str, prefixes) if len(prefixes) <= MAX_LISTED else [f"{len(prefixes)} prefixes"]
         return f"is for {', '.join([*rule.names, *few]) or 'no address on this host'}"
     if rule.prefixes is None:
         return "matches every destination"
-    around = [prefix for prefix in rule.prefixes if prefix.contains(flow.address)]
+    around = [prefix for prefix in prefixes if prefix.contains(flow.address)]
     if around:
         return f"{where} is in {max(around, key=lambda prefix: prefix.length)}"
     return f"the program resolved {', '.join(sorted(flow.names.intersection(rule.names)))}"

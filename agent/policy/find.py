@@ -21,10 +21,12 @@ def find(argument: str, policies: Path = sets.POLICIES) -> Path:
     """
     if "/" in argument or "." in argument:
         return Path(argument)
-    if argument not in shipped(policies):
+    names = shipped(policies)
+    if argument not in names:
+        known = f"Use one of {', '.join(names)}, or" if names else f"No policy is in {policies}: use"
         raise WeirError(
             f"there is no policy called {argument!r}",
-            f"Use one of {', '.join(shipped(policies))}, or the path of a file, such as ./{argument or 'policy'}.yaml.",
+            f"{known} the path of a file, such as ./{argument or 'policy'}.yaml.",
         )
     return policies / f"{argument}.yaml"
 

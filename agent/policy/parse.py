@@ -14,7 +14,7 @@ from agent.policy.document import Document, NameDestination, Part, RulePart, Sel
 from agent.policy.model import BOTH_PROTOCOLS, Options, Policy, Prefix, Rule, Selector, Sockets
 from agent.policy.overlap import Place
 from agent.policy.structure import child, problem_at, structural, whole_lists
-from agent.policy.yamlfile import Node, Problem
+from agent.policy.yamlfile import Node, Problem, brief
 
 P = TypeVar("P", bound=Part)
 
@@ -135,16 +135,18 @@ def semantic(
     """Yield what is wrong between values that are right each by itself, also in a file that has other problems."""
     yield from whole_lists(root)
     nodes = rule_nodes(root)
-    if len(nodes) > MAX_RULES:  # reported as such; comparing each with each would take long
-        return
     first_line: dict[str, int] = {}
     for index, node in enumerate(nodes):
         name = child(node, "name")
         if name and isinstance(name.value, str) and not name.broken:
             if name.value in first_line:
-                message = f"line {first_line[name.value]} has a rule called {name.value}; give each rule its own name"
+                message = (
+                    f"line {first_line[name.value]} has a rule called {brief(name.value)}; give each rule its own name"
+                )
                 yield ("spec", "egress", index, "name"), message
             first_line.setdefault(name.value, name.line)
+    if len(nodes) > MAX_RULES:  # what follows has a bit for each rule in the set of each of their values
+        return
 
     rules = {index: rule for index, node in enumerate(nodes) if (rule := valid(RulePart, node, context))}
     sockets = valid(SocketsPart, child(child(root, "spec"), "sockets"), context) or SocketsPart()

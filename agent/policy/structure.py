@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from agent.policy.compile import MAX_RULES
 from agent.policy.document import MAX_GLOBS, Document
 from agent.policy.overlap import Place
-from agent.policy.yamlfile import Node, Problem, join
+from agent.policy.yamlfile import Node, Problem, brief, join
 
 
 def child(node: Node | None, key: str) -> Node | None:
@@ -96,7 +96,7 @@ def whole_lists(root: Node) -> Iterator[tuple[Place, str]]:
         for index, item in enumerate(node.value if node and isinstance(node.value, list) else []):
             if isinstance(item.value, str) and not item.broken:
                 if item.value in seen:
-                    yield (*place, index), f"{item.value} is listed twice; take one out"
+                    yield (*place, index), f"{brief(item.value)} is listed twice; take one out"
                 seen.add(item.value)
 
 

@@ -25,7 +25,7 @@ DECIMAL = re.compile(r"0|-?[1-9][0-9]*")
 CORE = "tag:yaml.org,2002:"
 MAX_DIGITS = 18  # far above any number that a policy holds, below where Python's int() gets slow
 EMPTY = "the file is empty; `policies/untrusted.yaml` is one to start from"
-MAX_BRIEF = 60  # characters of an anchor or a tag
+MAX_BRIEF = 100  # characters of a tag or another word in a message
 MAX_WORD = 300  # characters; a DNS name, the longest word of a policy, has 253
 
 
@@ -223,8 +223,10 @@ def usable(key: str) -> bool:
 
 
 def brief(text: str) -> str:
-    """Return text of a file of which a message needs no more than the beginning."""
-    return text if len(text) <= MAX_BRIEF and text.isprintable() else f"{text[:MAX_BRIEF]!r} …"
+    """Return a word of a file for a message: as it is, or as Python writes it where it could harm a terminal, and cut."""
+    if len(text) <= MAX_BRIEF:
+        return text if text.isprintable() else repr(text)
+    return f"{text[:MAX_BRIEF]!r} …"
 
 
 def odd_number(text: str) -> str:

@@ -15,6 +15,8 @@ RESOLVERS = (Prefix.parse("10.96.0.10"),)
 
 HEAD = "apiVersion: weir.dev/v1\nkind: SocketPolicy\nmetadata: {name: test}\n"
 
+MANY_RULES = "".join(f"    - {{name: r{n}, action: deny}}\n" for n in range(512))
+
 # Lines 1 to 3 are HEAD, so that a problem in the given text is on line 4 and later.
 WRONG = {
     "unknown key at the top": ("spec: {}\nspecs: {}\n", ["5:1: specs: there is no such key; did you mean spec?"]),
@@ -266,7 +268,7 @@ WRONG = {
         ["4:30: spec.selector.podLabels: 65 items; the limit is 64", "4:533: spec.selector.podLabels.: '' is no key"],
     ),
     "too many rules, and one that is wrong": (
-        "spec:\n  egress:\n" + "    - {name: a, action: deny}\n" * 512 + "    - x\n",
+        f"spec:\n  egress:\n{MANY_RULES}    - x\n",
         ["6:5: spec.egress: 513 items; the limit is 512, so join some", "518:7: spec.egress[512]: 'x' stands where"],
     ),
     "duplicates in a list of words": (
@@ -285,12 +287,24 @@ WRONG = {
         'spec: {"\\e[2J\\n": x}\n',
         ["4:8: spec: a key that is not one word; write `key: value`"],
     ),
+    "repeated words that do not show as they are": (
+        'spec:\n  sockets: {families: ["\\e[2J", "\\e[2J"]}\n  egress: [{name: "\\e", action: deny}, {name: "\\e"}]\n',
+        [
+            "5:24: spec.sockets.families[0]: '\\x1b[2J' is not possible here",
+            "5:33: spec.sockets.families[1]: '\\x1b[2J' is listed twice",
+            "5:33: spec.sockets.families[1]: '\\x1b[2J' is not possible here",
+            "6:19: spec.egress[0].name: '\\x1b' cannot be a name",
+            "6:40: spec.egress[1].action: the key is missing",
+            "6:47: spec.egress[1].name: '\\x1b' cannot be a name",
+            "6:47: spec.egress[1].name: line 6 has a rule called '\\x1b'; give each",
+        ],
+    ),
     "a key that is an alias": ("spec: {*a : b}\n", ["4:8: spec: an alias (*a); write the value out"]),
     "a long anchor and a tag that does not show as it is": (
-        f"spec: {{default: &{'a' * 61} deny, mode: !%1b%5b2J audit}}\n",
+        f"spec: {{default: &{'a' * 101} deny, mode: !%1b%5b2J audit}}\n",
         [
-            f"4:17: spec.default: an anchor (&'{'a' * 60}' …); take it out",
-            "4:92: spec.mode: a tag ('!\\x1b[2J' …); take it out",
+            f"4:17: spec.default: an anchor (&'{'a' * 100}' …); take it out",
+            "4:132: spec.mode: a tag ('!\\x1b[2J'); take it out",
         ],
     ),
     "an alias": (

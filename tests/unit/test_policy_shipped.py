@@ -1,6 +1,7 @@
 """The shipped policies, flow by flow: which rule decides. A row that changes changes what people rely on."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -169,6 +170,9 @@ def test_a_policy_argument_is_a_name_or_a_path() -> None:
     with pytest.raises(WeirError, match="there is no policy called 'apengine'") as caught:
         find("apengine")
     assert "appengine, appengine-ephemeral, audit, untrusted" in caught.value.hint
+    with pytest.raises(WeirError, match="there is no policy called 'appengine'") as caught:
+        find("appengine", Path("/nowhere"))
+    assert caught.value.hint == "No policy is in /nowhere: use the path of a file, such as ./appengine.yaml."
     with pytest.raises(WeirError, match=r"/nowhere/mine.yaml cannot be read: No such file"):
         load("/nowhere/mine.yaml")
     with pytest.raises(WeirError, match=r"cannot be read: Is a directory"):
