@@ -78,6 +78,22 @@ def test_bpffs_component_fits_the_daemonset() -> None:
     assert init["image"] == agent_container()["image"]
 
 
+def test_bpffs_component_mounts_where_nobody_has(tmp_path: Path) -> None:
+    """In the container /sys/fs/bpf is the mount of a volume: on such a node one of a plain directory."""
+    need.root()
+    (init,) = read(KUBERNETES / "mount-bpffs/init.yaml")["spec"]["template"]["spec"]["initContainers"]
+    twice = f"""
+        mount --bind {tmp_path} /sys/fs/bpf
+        for _ in 1 2; do "$@"; stat -f -c %T /sys/fs/bpf; grep -c " /sys/fs/bpf " /proc/self/mountinfo; done
+    """
+    command = [need.command("unshare"), "--mount", "sh", "-euc", twice, "sh", *init["command"], *init["args"]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split()[:2], done.stdout.split()[2:]
+    assert first[0] == "bpf_fs"
+    assert second == first
+
+
 def test_volumes_and_mounts_match() -> None:
     mounts = [mount["name"] for mount in agent_container()["volumeMounts"]]
     assert sorted(mounts) == sorted(volume["name"] for volume in daemonset()["spec"]["template"]["spec"]["volumes"])
