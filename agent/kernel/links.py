@@ -18,20 +18,29 @@ class Links:
         self._pins = pins
 
     def attached(self) -> Mapping[int, frozenset[str]]:
-        """Per cgroup id with programs attached: their names. A cgroup that is gone is not listed."""
+        """Per cgroup id with programs attached: their names. A cgroup that is gone is not listed.
+
+        For readers without the lock too: what is removed while it is looked at is not there.
+        """
         found = {}
         for directory in self._directories():
-            names = frozenset(pin.name for pin in directory.iterdir() if self._cgroup_of(pin))
+            names = frozenset(pin.name for pin in _entries(directory) if self._cgroup_of(pin))
             if names:
                 found[int(directory.name)] = names
         return found
 
     def _directories(self) -> list[Path]:
-        return [path for path in self._pins.links.iterdir() if path.is_dir()] if self._pins.links.exists() else []
+        return [path for path in _entries(self._pins.links) if path.is_dir()]
 
     def _cgroup_of(self, pin: Path) -> int:
-        with explained(f"read the link {pin}"), opened(libbpf.obj_get(pin)) as fd:
-            return int(libbpf.link_info(fd).cgroup_id)
+        """The id of the cgroup that a link is attached to; 0 when there is none, or the link is gone."""
+        with explained(f"read the link {pin}"):
+            try:
+                fd = libbpf.obj_get(pin)
+            except FileNotFoundError:
+                return 0
+            with opened(fd):
+                return int(libbpf.link_info(fd).cgroup_id)
 
     def attach(self, cgroup: Path) -> None:
         """Attach every program to a cgroup; those that are attached stay."""
@@ -63,6 +72,13 @@ class Links:
         for directory in self._directories():
             if int(directory.name) not in alive:
                 self.detach(int(directory.name))
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 @contextmanager

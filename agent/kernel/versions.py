@@ -47,13 +47,16 @@ class PolicyVersions(Maps):
 
     def _rules(self, number: int, count: int) -> Iterator[RuleName]:
         pin = self._pins.rules / str(number)
-        if not pin.exists():
-            return
-        with explained(f"read {pin}"), opened(libbpf.obj_get(pin)) as fd:
-            for index in range(count):
-                rule = abi.Rule()
-                libbpf.lookup(fd, c.c_uint32(index), rule)
-                yield RuleName(rule.name.decode(), rule.line, bool(rule.deny))
+        with explained(f"read {pin}"):
+            try:
+                fd = libbpf.obj_get(pin)
+            except FileNotFoundError:  # also a moment after the version was seen: who reads holds no lock
+                return
+            with opened(fd):
+                for index in range(count):
+                    rule = abi.Rule()
+                    libbpf.lookup(fd, c.c_uint32(index), rule)
+                    yield RuleName(rule.name.decode(), rule.line, bool(rule.deny))
 
     def install(self, version: Version, tables: Tables) -> int:
         """Write a new policy version; returns its number. Nobody uses it yet."""
