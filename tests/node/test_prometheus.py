@@ -140,17 +140,18 @@ def asked(node: Node) -> Container:
 @pytest.fixture(scope="module")
 def ended(node: Node) -> None:
     """A pod that is gone, a process in a cgroup that is no pod's, and a socket older than the agent: all send."""
-    gone = node.start("batch", "job-0", ("/bin/send", "udp", addresses.PUBLIC, str(SINK_PORT), "40", "100", "0"))
+    job = f"send udp {addresses.PUBLIC} {SINK_PORT} 40 100 0; exec sleep 100000"
+    gone = node.start("batch", "job-0", ("/bin/sh", "-c", job))
     node.named(gone)
-    node.kubelet.wait(gone)
+    node.kubelet.stop(gone)
     node.kubelet.remove_pod(gone.pod)
     assert node.kubelet.exec(node.early, ["/bin/touch", "/tmp/go"]).code == 0
     jobs = tree.mount() / node.site.parent.strip("/") / "jobs"
     jobs.mkdir()
     for _ in range(2):  # the second time it is known
         node.prometheus.scraped_since(time.time() + 1)
-        job = node.world.command([str(node.client), "udp", addresses.PUBLIC, str(SINK_PORT), "5", "50", "0"])
-        assert run_in(jobs, *job).returncode == 0
+        command = node.world.command([str(node.client), "udp", addresses.PUBLIC, str(SINK_PORT), "5", "50", "0"])
+        assert run_in(jobs, *command).returncode == 0
     adopted = 'weir_sockets_adopted_total{pod="early-0"} > 0'
     node.prometheus.until(lambda: node.prometheus.query(adopted))
 
