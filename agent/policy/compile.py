@@ -5,24 +5,21 @@ For each prefix that occurs in the policy the entry holds the clauses of every r
 longest match selects exactly the rules that apply and their order is kept.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from agent.errors import WeirError
 from agent.policy import sets
-from agent.policy.decide import embedded, normalise
 from agent.policy.model import (
     BOTH_PROTOCOLS,
     MAX_PORT,
     Action,
     Destination,
-    Flow,
     Policy,
     PortRange,
     Prefix,
     Protocol,
-    Verdict,
     nested,
 )
 
@@ -56,10 +53,6 @@ class Clause(NamedTuple):
         """Whether it matches every flow, so that no clause after it counts."""
         return self.protocols == BOTH_BITS and (self.first_port, self.last_port) == EVERY_PORT
 
-    def matches(self, flow: Flow) -> bool:
-        """Return whether the clause decides the flow, whose address has already selected the list."""
-        return bool(self.protocols & PROTOCOL_BITS[flow.protocol]) and self.first_port <= flow.port <= self.last_port
-
 
 @dataclass(frozen=True, slots=True)  # the agent holds some hundred of them for each policy of its node
 class Entry:
@@ -82,10 +75,6 @@ class Tables:
 
     entries: tuple[Entry, ...]
     clauses: tuple[Clause, ...]
-
-    def lookup(self, address: int) -> Entry:
-        """Return the entry of the longest prefix that contains the address, as the kernel's LPM trie does."""
-        return max((entry for entry in self.entries if entry.prefix.contains(address)), key=lambda e: e.prefix.length)
 
     def clauses_of(self, entry: Entry) -> tuple[Clause, ...]:
         """Return the entry's clauses in the order in which they are tried."""
@@ -163,24 +152,6 @@ def compile_policy(policy: Policy) -> Tables:
         found[prefix] = (rules, entry)
     check("different prefixes", len(entries), MAX_PREFIXES)
     return Tables(tuple(entries), tuple(lists.clauses))
-
-
-def evaluate(tables: Tables, flow: Flow) -> tuple[Verdict, Destination]:
-    """Return the verdict on a flow and its destination class as the kernel programs find them, by address only."""
-    address = normalise(flow.address)
-    entry = tables.lookup(address)
-    verdict = first_match(tables.clauses_of(entry), flow)
-    inner = embedded(address)
-    if verdict.action is Action.ALLOW and inner is not None:
-        second = first_match(tables.clauses_of(tables.lookup(inner)), flow)
-        verdict = second if second.action is Action.DENY else verdict
-    return verdict, entry.destination
-
-
-def first_match(candidates: Iterable[Clause], flow: Flow) -> Verdict:
-    """Return the verdict of the first clause that matches; the last of every list matches everything."""
-    clause = next(clause for clause in candidates if clause.matches(flow))
-    return Verdict(clause.action, None if clause.rule == DEFAULT_RULE else clause.rule)
 
 
 def clauses(policy: Policy, index: int) -> Iterator[Clause]:

@@ -14,7 +14,6 @@ from agent.policy.compile import (
     MAX_RULES,
     Tables,
     compile_policy,
-    evaluate,
     narrower,
 )
 from agent.policy.decide import decide, destination
@@ -32,6 +31,7 @@ from agent.policy.model import (
     Rule,
 )
 from tests.policies import OPEN_SOCKETS, addresses, flows, policies
+from tests.tables import evaluate
 
 
 def policy(*egress: Rule, default: Action = Action.ALLOW) -> Policy:

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from agent.errors import WeirError
-from agent.policy.compile import compile_policy, evaluate
+from agent.policy.compile import compile_policy
 from agent.policy.decide import decide
 from agent.policy.explain import rule_name
 from agent.policy.find import find, load, shipped
 from agent.policy.model import Bind, Family, Flow, Mode, Policy, Prefix, Protocol, parse_address
+from tests.tables import evaluate
 
 RESOLVERS = (Prefix.parse("10.96.0.10"),)
 NAMES = ("appengine", "appengine-ephemeral", "audit", "untrusted")
