@@ -35,7 +35,7 @@ def test_cgroups_by_the_thousand(here: Node, measured: Callable[[str], None]) ->
 
     What lives is counted to the byte, what is born is refused and counted, and nothing of what is gone is left.
     """
-    here.site.options |= {"--retain": "10s", "--max-containers": "16384"}
+    here.site.options |= {"--retain": "15s", "--max-containers": "16384"}
     living = [f"living-{number}" for number in range(4)]
     with here.agent() as agent:
         for name in living:
