@@ -36,8 +36,8 @@ def hosts(first: int, count: int) -> str:
 
 SHAPES: dict[str, Callable[[int], str]] = {
     "rules of a port each": lambda n: rules(n, lambda index: f"ports: [{index + 1}], to: [93.0.{index}.0/24]"),
-    "rules with the same ports": lambda n: rules(n, lambda index: f"ports: {odd(100)}, to: [93.0.{index}.0/24]"),
-    "rules with the same addresses": lambda n: rules(n, lambda index: f"to: {hosts(0, 99)[:-1]}, 95.0.0.{index}]"),
+    "rules with the same ports": lambda n: rules(n, lambda index: f"ports: {odd(40)}, to: [93.0.{index}.0/24]"),
+    "rules with the same addresses": lambda n: rules(n, lambda index: f"to: {hosts(0, 39)[:-1]}, 95.0.0.{index}]"),
     "rules with a set each": lambda n: rules(n, lambda index: f"to: [{{set: google}}, 95.0.0.{index}]"),
     "rules with names": lambda n: rules(n, lambda index: f"to: [{{name: a.org}}, {{name: r{index}.org}}]"),
     "rules without a thing": lambda n: rules(n, lambda _: "port: 1"),
