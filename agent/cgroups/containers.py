@@ -3,7 +3,8 @@
 Where the names come from, by project and file:
   kubelet         pkg/kubelet/cm/cgroup_manager_linux.go (systemd: - becomes _, parts joined by -), pod_container_manager_linux.go
   containerd      internal/cri/server/helpers.go: getCgroupsPath; pkg/oci/spec.go: /NAMESPACE/ID when no path is given
-  CRI-O           internal/config/cgmgr: crio-ID(.scope), crio-conmon-ID(.scope), the empty crio-ID of a dropped sandbox
+  CRI-O           internal/config/cgmgr: crio-ID(.scope), crio-conmon-ID(.scope), the empty crio-ID of a dropped sandbox (with its
+                  cgroupfs manager it looks like a container and is taken for one, POD); recorded in tests/node/cri_o.json
   Podman          libpod/container_internal_linux.go: libpod-ID(.scope), libpod-payload-ID; pod_internal_linux.go; libpod/container.go
   crun, systemd   whatever they make below a container's cgroup is that container's
   cAdvisor        lib/container/crio/factory.go and Tetragon pkg/sensors/exec/procevents/proc_test.go: the same paths, met in the wild
