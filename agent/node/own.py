@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from agent.cgroups import tree
 from agent.controller import compiled
 from agent.node.choose import Choice, Why
 from agent.node.compiling import Loaded
@@ -44,14 +45,9 @@ CHOICE = Choice(NAME, Why.DEFAULT)
 def cgroup(root: Path, members: Iterable[Member]) -> int | None:
     """The member that this process runs in, None when it runs below no managed parent.
 
-    By its pid: /proc/self/cgroup is relative to a cgroup namespace, which a container has of its own.
+    By its pid: /proc/self/cgroup is relative to a cgroup namespace, which a container has of its own. Also further inside:
+    crun puts a container's processes into a cgroup in its scope, and that is CRI-O's default.
     """
-    me = str(os.getpid())
-    for member in members:
-        try:
-            pids = (root / member.path / "cgroup.procs").read_text().split()
-        except OSError:
-            continue  # gone meanwhile
-        if not member.is_parent and me in pids:
-            return member.cgroup
-    return None
+    me = os.getpid()
+    containers = (member for member in members if not member.is_parent)
+    return next((member.cgroup for member in containers if me in tree.processes(root / member.path)), None)

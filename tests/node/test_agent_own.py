@@ -23,15 +23,16 @@ def site(tmp_path: Path) -> Iterator[AgentSite]:
 
 def in_cgroup(path: Path) -> tuple[str, ...]:
     """A command line that joins a cgroup and then is another."""
-    path.mkdir(exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
     return ("sh", "-c", f'echo $$ > {path}/cgroup.procs && exec "$@"', "sh")
 
 
-def test_it_can_listen(site: AgentSite) -> None:
-    """Also the second time, when its container is born under the parent's policy."""
+@pytest.mark.parametrize("inside", [".", "container"], ids=["runc", "crun"])
+def test_it_can_listen(site: AgentSite, inside: str) -> None:
+    """Also the second time, when its container is born under the parent's policy. ``inside``: crun makes a cgroup in the scope."""
     root = site.weir.place.root / site.parent.strip("/")
     for turn in ("first", "second"):
-        agent = site.start(prefix=in_cgroup(root / turn))
+        agent = site.start(prefix=in_cgroup(root / turn / inside))
         try:
             agent.ready()
             assert agent.samples("weir_container_policy", cgroup=f"{site.parent}/{turn}", policy=own.NAME)
