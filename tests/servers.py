@@ -28,7 +28,8 @@ HTTP_PORTS = (80, 8080)
 HTTP_ANSWER = b"HTTP/1.0 200 OK\r\nServer: weir-test\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\n"
 HTTP_BODY = b"ok\n"
 
-# Numbers that the socket module does not have: linux/in.h and linux/in6.h.
+# Numbers that the socket module does not have: asm-generic/socket.h, linux/in.h and linux/in6.h.
+SO_RCVBUFFORCE = 33
 IP_TRANSPARENT = 19
 IP_RECVORIGDSTADDR = 20
 IPV6_RECVORIGDSTADDR = 74
@@ -180,7 +181,7 @@ async def serve() -> None:
         await loop.create_server(lambda: Connection(tally), sock=tcp, backlog=BACKLOG)
         udp = transparent(family, socket.SOCK_DGRAM)
         udp.setsockopt(level, option, 1)
-        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
+        udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)  # the machine's limit may be 200 kB: 300 datagrams
         udp.bind((anywhere, ports["udp"]))
         ports["udp"] = udp.getsockname()[1]
         loop.add_reader(udp, echo_datagrams, udp, tally)

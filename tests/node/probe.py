@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.servers import SO_RCVBUFFORCE
+
 IMAGE = "weir.test/probe:1"
 """Busybox and the client; the fixture `probe` has containerd load it."""
 
@@ -141,7 +143,7 @@ def peer() -> Iterator[Peer]:
     """A peer with a port that nobody else has."""
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         port = tcp.getsockname()[1]
-        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        udp.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)  # 50 a second may wait for minutes
         udp.bind(("127.0.0.1", port))
         yield Peer(port, udp, tcp)
 
