@@ -395,7 +395,7 @@ def test_from_nothing_to_a_query(node: Node, sent: Sent) -> None:
 
     (explain,) = (command for command in commands if "policy explain" in command)
     weir, _, arguments = explain.partition(" policy ")
-    assert weir.endswith("/weir")
+    assert weir.endswith(" -- weir")
     assert "by rule private" in node.site.weir.ok("policy", *shlex.split(arguments))
     assert any(command.partition("#")[0].endswith("-- weir events       ") for command in commands)
     node.agent.until(
