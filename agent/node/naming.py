@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agent.cri.client import Client, CriUnavailable, Inventory, Named, PodInfo
@@ -34,26 +34,28 @@ _CONTAINER, _POD = "container", "pod"
 
 
 class Naming:
-    """Asks when told to, and every so often. ``arrived`` is called, from the thread, when there is a new answer."""
+    """Asks when told to, and every so often. ``arrived`` is called, from the thread, when there is a new answer.
 
-    def __init__(self, path: Path | None, every: float, arrived: Callable[[], None]) -> None:
-        self.problem = "" if path is None else "The CRI has not answered yet."
+    ``problem`` is a sentence while nobody gives the names that are missing. ``paths``: where the CRI may listen; none at
+    all when nobody is to be asked. Of several the first that there is, and that stays: an agent that starts before the
+    runtime (a unit before the kubelet's) finds it when it comes.
+    """
+
+    def __init__(self, paths: Sequence[Path], every: float, arrived: Callable[[], None]) -> None:
+        self._paths = paths
+        self._client: Client | None = None
+        self._choose()
+        self.problem = "The CRI has not answered yet." if self._client else ""
         self._every = every
         self._arrived = arrived
         self._inventory = Inventory({}, {})
-        self._client = Client(path, TIMEOUT) if path else None
         self._unknown: set[Wanted] = set()
         self._missed: frozenset[Wanted] = frozenset()
         self._since = 0.0
         self._listed = -LONGEST
         self._missing = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(self._client,), name="cri", daemon=True)
-
-    @property
-    def is_up(self) -> bool:
-        """Whether the last question was answered (or nobody is to be asked)."""
-        return not self.problem
+        self._thread = threading.Thread(target=self._run, name="cri", daemon=True)
 
     @property
     def answer(self) -> Inventory:
@@ -62,7 +64,7 @@ class Naming:
 
     def start(self) -> None:
         """Begin to ask."""
-        if self._client:
+        if self._paths:
             self._thread.start()
 
     def stop(self) -> None:
@@ -97,10 +99,20 @@ class Naming:
             self._missing.set()
         self._unknown.add(one)
 
-    def _run(self, client: Client | None) -> None:
-        while client and not self._stopping.is_set():
+    def _choose(self) -> None:
+        found = self._paths if len(self._paths) == 1 else [path for path in self._paths if path.exists()]
+        self._client = Client(found[0], TIMEOUT) if found else None
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
             self._missing.clear()
-            self._ask(client)
+            if self._client is None:
+                self._choose()
+            if self._client:
+                self._ask(self._client)
+            elif self._missing_now() and not self.problem:
+                self.problem = f"There is no container runtime's socket yet: {', '.join(map(str, self._paths))}."
+                self._arrived()
             self._stopping.wait(SHORTEST)
             self._missing.wait(self._pause() - SHORTEST)
 

@@ -18,7 +18,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True)
 class Settings:
-    """Durations are seconds. ``cri`` None: no names from the CRI; ``listen`` None: no server; ``seccomp`` None: no files.
+    """Durations are seconds. ``cri`` empty: no names from the CRI; ``listen`` None: no server; ``seccomp`` None: no files.
 
     ``seccomp_base`` is a profile that those of the policies are merged onto.
     """
@@ -26,7 +26,7 @@ class Settings:
     policies: Path
     default: str
     roots: tuple[Pattern, ...]
-    cri: Path | None
+    cri: tuple[Path, ...]
     listen: str | None
     tls: Tls | None
     socket: Path
@@ -47,10 +47,8 @@ def duration(text: str, flag: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-def cri_socket(given: str | None) -> Path | None:
-    """The CRI's socket: as given, none for `none`, else the first usual one that there is."""
+def cri_sockets(given: str | None) -> tuple[Path, ...]:
+    """Where the CRI may listen: as given, nowhere for `none`, else the usual places."""
     if given == "none":
-        return None
-    if given:
-        return Path(given.removeprefix("unix://"))
-    return next((path for path in CRI_SOCKETS if path.exists()), None)
+        return ()
+    return (Path(given.removeprefix("unix://")),) if given else CRI_SOCKETS

@@ -10,7 +10,7 @@ import click
 from agent.cgroups import roots
 from agent.node import log
 from agent.node.ask import door
-from agent.node.settings import Settings, cri_socket, duration
+from agent.node.settings import Settings, cri_sockets, duration
 from agent.node.tls import tls_of
 from agent.place import Place, pins_of
 from agent.seccomp import base, oci
@@ -158,7 +158,7 @@ def agent(
         policies=policies,
         default=default,
         roots=roots.parse(globs or roots.DEFAULT),
-        cri=cri_socket(cri),
+        cri=cri_sockets(cri),
         listen=None if listen == "none" else listen,
         tls=tls_of(tls_cert, tls_key, tls_client_ca),
         socket=socket or door(pins_of()),

@@ -360,11 +360,11 @@ def test_a_few_missing_names_are_asked_for_one_by_one_and_many_as_a_list(path: P
         return api.ListPodSandboxResponse(items=[pods[uid]] if uid else pods.values()).SerializeToString()
 
     arrived = threading.Event()
-    naming = Naming(path, 3600, arrived.set)
+    naming = Naming([path], 3600, arrived.set)
     with grpc_server(path, {"ListContainers": fixed(b""), "ListPodSandbox": answer}):
         naming.start()
         try:
-            remains.wait("the first answer", lambda: naming.is_up)
+            remains.wait("the first answer", lambda: not naming.problem)
             assert asked == [""]
             pods["e"] = api.PodSandbox(id="s-e", metadata=api.PodSandboxMetadata(name="n-e", uid="e"))
             before = naming.answer
@@ -396,14 +396,32 @@ def test_a_pod_that_a_runtime_does_not_find_by_its_label_is_found_in_the_list(pa
         whole = not api.ListPodSandboxRequest.FromString(request).HasField("filter")
         return api.ListPodSandboxResponse(items=listing if whole else []).SerializeToString()
 
-    naming = Naming(path, 3600, threading.Event().set)
+    naming = Naming([path], 3600, threading.Event().set)
     with grpc_server(path, {"ListContainers": fixed(b""), "ListPodSandbox": answer}):
         naming.start()
         try:
-            remains.wait("the first answer", lambda: naming.is_up)
+            remains.wait("the first answer", lambda: not naming.problem)
             listing.append(pod)
             assert naming.pod("u") is None
             naming.miss()
             remains.wait("the name", lambda: naming.pod("u") is not None)
         finally:
             naming.stop()
+
+
+def test_a_runtime_that_starts_after_the_agent_is_found(tmp_path: Path) -> None:
+    """As after a boot, where the agent is a unit that starts before the kubelet's: none of the usual sockets is there yet."""
+    here = tmp_path / "crio.sock"
+    pod = api.PodSandbox(id="s", metadata=api.PodSandboxMetadata(name="n", uid="u"))
+    listed = api.ListPodSandboxResponse(items=[pod]).SerializeToString()
+    naming = Naming([tmp_path / "containerd.sock", here], 0.05, threading.Event().set)
+    naming.start()
+    try:
+        assert not naming.problem, "nobody is to be asked yet, which is right where no runtime comes"
+        assert naming.pod("u") is None
+        remains.wait("the sentence", lambda: f"{here}" in naming.problem)
+        with grpc_server(here, {"ListContainers": fixed(b""), "ListPodSandbox": fixed(listed)}):
+            remains.wait("the name", lambda: naming.pod("u") is not None)
+            remains.wait("the end of the sentence", lambda: not naming.problem)
+    finally:
+        naming.stop()

@@ -41,7 +41,7 @@ def test_who_each_cgroup_is(recorded: Json, tmp_path: Path) -> None:
     answers = {method: said(recorded, method) for method in ("ListContainers", "ListPodSandbox")}
     arrived = threading.Event()
     with grpc_server(tmp_path / "s.sock", answers):
-        naming = Naming(tmp_path / "s.sock", 3600, arrived.set)
+        naming = Naming([tmp_path / "s.sock"], 3600, arrived.set)
         naming.start()
         try:
             assert arrived.wait(60)

@@ -271,10 +271,10 @@ def asleep(agent: Running) -> Iterator[None]:
 def test_a_name_that_comes_late_is_asked_for_again(node: Containerd, kubelet: Kubelet) -> None:
     """One look misses the pod's name, and nothing makes the agent look again until the runtime has it."""
     uid, arrived = str(uuid.uuid4()), threading.Event()
-    naming = Naming(node.socket, 3600, arrived.set)
+    naming = Naming([node.socket], 3600, arrived.set)
     naming.start()
     try:
-        remains.wait("the first answer", lambda: naming.is_up)
+        remains.wait("the first answer", lambda: not naming.problem)
         assert naming.pod(uid) is None
         naming.miss()
         time.sleep(0.5)
