@@ -38,7 +38,8 @@ class RuleRate:
 class Row:
     """One container or cgroup. ``public``, ``private`` and ``loopback`` are bytes a second, ``refused`` refusals a second.
 
-    ``rules`` has those that refused in between, the busiest first. ``hooks`` False: no rule is in force there.
+    ``rules`` has those that refused in between, the busiest first. ``hooks`` False: no rule is in force there, unless it is
+    ``gone`` and its last values stay for a while.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Row:
     cgroup_id: int
     policy: str | None
     mode: str
+    gone: bool
     hooks: bool
     seccomp: str
     lsm: bool
@@ -87,6 +89,7 @@ def row(before: Mapping[str, Any] | None, after: Mapping[str, Any], seconds: flo
         cgroup_id=after["cgroup_id"],
         policy=after["policy"],
         mode=after["mode"],
+        gone=after["gone"],
         hooks=after["layers"]["hooks"],
         seccomp=after["layers"]["seccomp"],
         lsm=after["layers"]["lsm"],

@@ -217,6 +217,8 @@ def top_rule(row: Row) -> str:
 
 def layers(row: Row) -> str:
     """The layers in force."""
+    if row.gone:
+        return "gone"
     if not row.hooks:
         return "NO HOOKS"
     return f"hooks, seccomp {row.seccomp}" + (", lsm" if row.lsm else "")

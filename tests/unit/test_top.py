@@ -23,6 +23,7 @@ def item(name: str, number: int, sent: tuple[int, int, int] = (0, 0, 0), **more:
         "cgroup_id": number,
         "policy": "appengine",
         "mode": "enforce",
+        "gone": False,
         "layers": {"hooks": True, "packets": True, "seccomp": "1/2", "lsm": False},
         "bytes": dict(zip(("public", "private", "loopback"), sent, strict=True)),
         "sockets": 3,
@@ -147,7 +148,8 @@ def printed(shown: RenderableType, width: int = 160) -> list[str]:
 
 
 def test_the_table() -> None:
-    before = reading(0, item("/a", 1), item("/b", 2))
+    none = {"hooks": False, "packets": False, "seccomp": "0/0", "lsm": False}
+    before = reading(0, item("/a", 1), item("/b", 2), item("/c", 3))
     after = reading(
         2,
         item("/a", 1, (3_000_000, 0, 400), refused=[refused("smtp", 5), refused("private", 6, audited=True)]),
@@ -156,16 +158,18 @@ def test_the_table() -> None:
             2,
             policy=None,
             mode="refuse all",
-            layers={"hooks": False, "packets": False, "seccomp": "0/0", "lsm": False},
+            layers=none,
         ),
+        item("/c", 3, gone=True, layers=none),
     )
-    titles, first, second, sums = printed(table(rows(before, after), View(Sort.PUBLIC), loaded=True))
+    titles, first, second, third, sums = printed(table(rows(before, after), View(Sort.PUBLIC), loaded=True))
     assert "PUBLIC/S ▼" in titles
     assert " ".join(first.split()) == (
         "/a 1.5 MB 0 200 B 5.5 private (audit) 3.0 +1 3 appengine enforce hooks, seccomp 1/2"
     )
     assert second.endswith("NO HOOKS")
-    assert " ".join(sums.split()) == "2 in all 1.5 MB 0 200 B 5.5"
+    assert third.split()[-2:] == ["enforce", "gone"]
+    assert " ".join(sums.split()) == "3 in all 1.5 MB 0 200 B 5.5"
 
 
 def test_names_are_no_markup() -> None:
