@@ -21,6 +21,7 @@ class Parents:
         self._mount = mount
         self._found: dict[PurePosixPath, dict[PurePosixPath, int]] = {}
         self._same: dict[PurePosixPath, PurePosixPath] = {}
+        self._ahead: set[PurePosixPath] = set()  # parents that were read since the watch has told anything
 
     def forget(self) -> None:
         """Read everything anew when it is next asked for."""
@@ -34,6 +35,7 @@ class Parents:
             found = tree.scan(self._mount, root, lambda path: may_hold(path, root))
             if not found:
                 return {}
+            self._ahead.add(root)
             self._found[root] = {self._same.pop(path, path): number for path, number in found.items()}
         return self._found[root]
 
@@ -42,14 +44,24 @@ class Parents:
         if changes.overflowed:
             self.forget()
             return
-        for path in changes.removed:
+        for path in (*changes.removed, *changes.passed):
             self._found.pop(path, None)
             for found in self._found.values():
                 found.pop(path, None)
+        self._drop_unseen(changes)
         for path in changes.created:
             for root, found in self._found.items():
                 if path.is_relative_to(root):
                     self._add(path, found)
+
+    def _drop_unseen(self, changes: Changes) -> None:
+        """What was read before the watch knew of it, and gone by then: of what is below a new cgroup all is told."""
+        created = set(changes.created)
+        told = created.union(changes.removed, changes.passed)
+        for found in (self._found[root] for root in self._ahead if told and root in self._found):
+            for path in [path for path in found if path not in created and not told.isdisjoint(path.parents)]:
+                del found[path]
+        self._ahead.clear()
 
     def _add(self, path: PurePosixPath, found: dict[PurePosixPath, int]) -> None:
         try:

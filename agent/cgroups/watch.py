@@ -29,12 +29,14 @@ class Changes:
     """What differs from what was reported before; paths are below the mount, parents first.
 
     ``removed`` are cgroups reported earlier that are gone; when ``created`` has the path too, a new cgroup took its place.
-    One that was born and died between two reads is in neither. ``overflowed``: the kernel dropped events; the watch has
-    looked at its part of the tree again and the rest is as complete as ever, but a scan of one's own is due.
+    ``passed`` were born and died between two reads: nobody was told, but a scan may have met them. ``overflowed``: the
+    kernel dropped events; the watch has looked at its part of the tree again and the rest is as complete as ever, but a
+    scan of one's own is due.
     """
 
     created: tuple[PurePosixPath, ...] = ()
     removed: tuple[PurePosixPath, ...] = ()
+    passed: tuple[PurePosixPath, ...] = ()
     overflowed: bool = False
 
 
@@ -125,8 +127,11 @@ class Watch:
         try:
             with os.scandir(directory) as entries:
                 names = {intern(entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)}
-        except OSError:
-            self._forget(path, seen)
+        except OSError as e:
+            if e.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENODEV}:
+                self._forget(path, seen)
+            else:
+                self._limit(path, e)  # it is there: no descriptor or memory to read it
             return
         for name in self._children.get(path, set()) - names:
             self._vanish(path, name, seen)
@@ -193,6 +198,7 @@ class _Seen:
     def __init__(self) -> None:
         self._created: dict[PurePosixPath, None] = {}
         self._removed: dict[PurePosixPath, None] = {}
+        self._passed: dict[PurePosixPath, None] = {}
 
     def appeared(self, path: PurePosixPath) -> None:
         self._created[path] = None
@@ -200,11 +206,13 @@ class _Seen:
     def vanished(self, path: PurePosixPath) -> None:
         if path in self._created:
             del self._created[path]
+            self._passed[path] = None
         else:
             self._removed[path] = None
 
     def changes(self, *, overflowed: bool) -> Changes:
-        return Changes(_parents_first(self._created), _parents_first(self._removed), overflowed)
+        created, removed, passed = map(_parents_first, (self._created, self._removed, self._passed))
+        return Changes(created, removed, passed, overflowed)
 
 
 def _parents_first(paths: Iterable[PurePosixPath]) -> tuple[PurePosixPath, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import resource
 import select
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
@@ -106,12 +107,12 @@ def test_what_is_not_wanted_is_not_watched(watch: Watch, mount: Path, own: PureP
     assert watch.read(0) == Changes()
 
 
-def test_born_and_dead_between_two_reads_is_nothing_and_a_successor_is_both(
+def test_born_and_dead_between_two_reads_has_passed_and_a_successor_is_both(
     watch: Watch, mount: Path, own: PurePosixPath
 ) -> None:
     (mount / own / "a").mkdir()
     (mount / own / "a").rmdir()
-    assert watch.read(10) == Changes()
+    assert watch.read(10) == Changes(passed=(own / "a",))
     (mount / own / "a").mkdir()
     watch.read(10)
     (mount / own / "a").rmdir()
@@ -300,6 +301,24 @@ def test_no_more_watches_is_visible_and_retry_finds_what_was_missed(mount: Path,
         (mount / own / "a/d").mkdir()
         link.send()
         assert link.receive() == Changes(created=(own / "a/d",))
+
+
+def test_without_a_descriptor_nothing_is_taken_for_gone(watch: Watch, mount: Path, own: PurePosixPath) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    (mount / own / "a/b").mkdir(parents=True)
+    try:
+        with ExitStack() as stack:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, before[1]))
+            with suppress(OSError):
+                while True:
+                    stack.callback(os.close, os.dup(0))
+            assert watch.read(10) == Changes(created=(own / "a",))
+            assert "Too many open files" in watch.limited
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert watch.retry() == Changes(created=(own / "a/b",))
+    assert not watch.limited
 
 
 def test_a_root_that_comes_later_is_found_with_its_containers(mount: Path, own: PurePosixPath) -> None:
