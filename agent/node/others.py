@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import PurePosixPath
 
+from agent.cgroups import tree
 from agent.cgroups.containers import identify
 from agent.controller import Controller
+from agent.errors import WeirError
 from agent.kernel.abi import Flag
 from agent.kernel.seam import Enrolment
 from agent.node.gone import Gone
@@ -46,30 +49,47 @@ class Others:
         full: bool,
     ) -> None:
         """Find out about those of ``present`` that nobody knows. ``labels``: what an earlier agent called them."""
-        # Some came too late for one look and are members since the next: they would count twice.
-        self.elsewhere = {n: p for n, p in self.elsewhere.items() if not full and n not in members}
-        known = members.keys() | self._nested.keys() | self.elsewhere.keys() | self._gone.ids()
+        # Some came before their container was known: since then they are members, or lie in one.
+        earlier = {n: p for n, p in self.elsewhere.items() if not full and n not in members and self._is_at(p, n)}
+        self.elsewhere = {}
+        known = members.keys() | self._nested.keys() | earlier.keys() | self._gone.ids()
         unknown = present.keys() - known
         self._nested = {n: c for n, c in self._nested.items() if n in present}
+        containers = {member.path: number for number, member in members.items()} if earlier or unknown else {}
+        for number, relative in earlier.items():
+            self._sort(number, relative, roots, containers)
         if not unknown and not (full and self._nested):
             return
         living = self._place.living()
         for number in [n for n in self._nested if n not in living]:
             self._drop(number, present)
-        containers = {member.path: number for number, member in members.items()}
         for number in unknown:
             path = living.get(number)
             if path is None:
                 if not present[number].flags & Flag.RUN:
                     self._gone.remember(number, labels.get(number))
                 continue
-            relative = PurePosixPath(path.relative_to(self._place.root))
-            found = next(filter(None, (identify(relative, root) for root in roots)), None)
-            container = containers.get(found.path) if found else None
-            if container is None:
-                self.elsewhere[number] = relative
-            else:
-                self._nested[number] = container
+            self._sort(number, PurePosixPath(path.relative_to(self._place.root)), roots, containers)
+
+    def _sort(
+        self,
+        number: int,
+        path: PurePosixPath,
+        roots: Iterable[PurePosixPath],
+        containers: Mapping[PurePosixPath, int],
+    ) -> None:
+        found = next(filter(None, (identify(path, root) for root in roots)), None)
+        container = containers.get(found.path) if found else None
+        if found and container and self._is_at(found.path, container):
+            self._nested[number] = container
+        else:
+            self.elsewhere[number] = path
+
+    def _is_at(self, path: PurePosixPath, number: int) -> bool:
+        """False when it is gone, or a successor has the name already, of which the watch has not told yet."""
+        with suppress(WeirError):
+            return tree.cgroup_id(self._place.root / path) == number
+        return False
 
     def _drop(self, number: int, present: Mapping[int, Enrolment]) -> None:
         """A nested cgroup is gone and its container is not: its counts stay, for they are in the container's slot."""
