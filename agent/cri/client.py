@@ -38,6 +38,7 @@ class PodInfo:
     name: str
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
+    created: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Inventory:
 
     @cached_property
     def _by_uid(self) -> dict[str, PodInfo]:
-        return {pod.uid: pod for pod in self.pods.values()}
+        return {pod.uid: pod for pod in sorted(self.pods.values(), key=lambda pod: pod.created)}
 
 
 class Client:
@@ -152,7 +153,7 @@ def _containers(answer: api.ListContainersResponse) -> dict[str, ContainerInfo]:
 
 
 def _pods(answer: api.ListPodSandboxResponse) -> dict[str, PodInfo]:
-    """The pods by sandbox id, oldest first."""
+    """The pods by sandbox id."""
     made = (
         PodInfo(
             intern(pod.id),
@@ -161,7 +162,8 @@ def _pods(answer: api.ListPodSandboxResponse) -> dict[str, PodInfo]:
             intern(pod.metadata.name),
             {intern(key): intern(value) for key, value in pod.labels.items()},
             {intern(key): value for key, value in pod.annotations.items() if key.startswith(_OURS)},
+            pod.created_at,
         )
-        for pod in sorted(answer.items, key=lambda pod: pod.created_at)
+        for pod in answer.items
     )
     return {pod.sandbox_id: pod for pod in made}

@@ -209,8 +209,7 @@ class Agent:
                     self._watch.retry()
             failed = bool(self._directory.reloads.failures)
             self._reconciler.look(self._directory.loaded, self._settings.default, full=full, incomplete=failed)
-            if self._reconciler.unnamed:
-                self._naming.miss()
+            self._naming.miss()
             self._keeper.hold()
         with self._noting("profiles"):
             self._write_profiles()

@@ -55,6 +55,13 @@ class Gone:
             gone=time.monotonic(),
         )
 
+    def back(self, living: Mapping[int, Member]) -> None:
+        """These are there after all: a look had failed to see them. What is gone for good is withdrawn, they may not be."""
+        for number in [*(self._rows.keys() & living.keys()), *(self._leaving.keys() & living.keys())]:
+            self._rows.pop(number, None)
+            self._leaving.pop(number, None)
+            self._nameless.pop(number, None)
+
     def name(self) -> None:
         """Give names that have come after the end."""
         for number, member in list(self._nameless.items()):
@@ -73,12 +80,17 @@ class Gone:
         """Let those go whose time is over: first out of sight, and at the next call out of the kernel.
 
         So no scrape shows one at 0. ``living``: members by path; where one has the path of one that goes (a service
-        that was started again), the counts go on with it, since both are one series.
+        that was started again), the counts go on with it, since both are one series: at once, or it would fall.
         """
-        self._withdraw(self._leaving, living)
+        self._withdraw(self._leaving)
         now = time.monotonic()
-        late = [number for number, row in self._rows.items() if row.gone is not None and now - row.gone >= self._retain]
-        self._leaving = {number: self._rows.pop(number) for number in late}
+        late = {n: row for n, row in self._rows.items() if row.gone is not None and now - row.gone >= self._retain}
+        again = {number: living.get(PurePosixPath(row.cgroup[1:])) for number, row in late.items()}
+        self._leaving = {number: self._rows.pop(number) for number, into in again.items() if into is None}
+        for number, into in again.items():
+            if into:
+                self._controller.fold(late[number].cgroup_ids, into.cgroup)
+                log.debug("forgotten", cgroup=self._rows.pop(number).cgroup)
 
     def make_room(self, wanted: int) -> None:
         """Let so many of them go now, the oldest."""
@@ -86,14 +98,10 @@ class Gone:
         for number in rows:
             self._leaving.pop(number, None)
             self._rows.pop(number, None)
-        self._withdraw(rows, {})
+        self._withdraw(rows)
 
-    def _withdraw(self, rows: Mapping[int, Row], living: Mapping[PurePosixPath, Member]) -> None:
-        again = {number: living.get(PurePosixPath(row.cgroup[1:])) for number, row in rows.items()}
-        folded = {number: member.cgroup for number, member in again.items() if member}
-        for number, into in folded.items():
-            self._controller.fold(rows[number].cgroup_ids, into)
-        ids = _ids(row for number, row in rows.items() if number not in folded)
+    def _withdraw(self, rows: Mapping[int, Row]) -> None:
+        ids = _ids(rows.values())
         if ids:
             self._controller.withdraw_all(ids)
         for row in rows.values():

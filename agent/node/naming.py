@@ -73,7 +73,7 @@ class Naming:
         self._missing.set()
 
     def miss(self) -> None:
-        """A look at the node has ended in which names were missing."""
+        """A look at the node has ended: what it has not asked for is missed no more."""
         if not self._unknown <= self._missed:
             self._missing.set()
         self._missed, self._unknown = frozenset(self._unknown), set()

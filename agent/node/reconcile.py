@@ -69,11 +69,6 @@ class Reconciler:
             self._controller.restock()
             self._labels.adopt()
 
-    @property
-    def unnamed(self) -> bool:
-        """Whether the CRI may still name one of the members."""
-        return any(not member.named for member in self._members.values())
-
     def follow(self, changes: Changes) -> None:
         """Births and deaths for the next look."""
         self._parents.follow(changes)
@@ -101,7 +96,7 @@ class Reconciler:
                     self._controller.manage(self._place.root / root)
             # Once for the look: what comes in meanwhile enrols itself, and the controller looks again before it writes.
             present = self._kernel.enrolments()
-            basis = (policies, default, self._namer.answer, incomplete)
+            basis = (tuple(policies.items()), default, self._namer.answer, incomplete)  # in their order, which decides
             self._take(policies, default, present, incomplete=incomplete, settled=basis == self._basis and not full)
             self._basis = basis
             self._others.settle(present, self._members, self.roots, self._labels.earlier, full=full)
@@ -126,6 +121,12 @@ class Reconciler:
         current = self._find(policies, default, settled=settled)
         if incomplete:
             current |= self._under_what_is_lost(current, present, policies)
+        if not self._members:
+            self._own = own.cgroup(self._place.root, current.values())
+        if self._own in current:
+            mine, before = replace(current[self._own], choice=own.CHOICE), self._members.get(self._own)
+            current[self._own] = before if before == mine else mine
+        self._gone.back(current)
         for number, member in self._members.items():
             if number not in current:
                 self._is_gone(member, present)
@@ -134,10 +135,6 @@ class Reconciler:
             if before is not member and member.identity and member.identity.kind is not Kind.POD:
                 _tell(member, before)
         self._gone.name()
-        if not self._members:
-            self._own = own.cgroup(self._place.root, current.values())
-        if self._own in current:
-            current[self._own] = replace(current[self._own], choice=own.CHOICE)
         self._members = current
         self._at = {member.path: member for member in current.values()}
 

@@ -17,7 +17,7 @@ import grpc
 import pytest
 
 from agent.cri import api_pb2 as api
-from agent.cri.client import SANDBOX, Client, CriUnavailable, Inventory
+from agent.cri.client import SANDBOX, Client, CriUnavailable, Inventory, PodInfo
 from agent.node.naming import FEW, Naming
 from tests import need
 from tests.node import remains
@@ -343,6 +343,16 @@ def test_many_pods(path: Path) -> None:
 def test_more_than_the_limit(path: Path) -> None:
     with grpc_server(path, {"ListContainers": fixed(b""), "ListPodSandbox": pods(1000, 20000)}):
         assert unavailable(path, 60).endswith("an answer of more than 16 MB")
+
+
+def test_of_several_sandboxes_the_newest_whichever_was_learnt_of_first() -> None:
+    def one(number: int) -> Inventory:
+        return Inventory({}, {f"s{number}": PodInfo(f"s{number}", "u", "ns", "web", {}, {}, number)})
+
+    for first, then in ((1, 2), (2, 1)):
+        found = one(first).with_more(one(then)).pod_of_uid("u")
+        assert found
+        assert found.sandbox_id == "s2"
 
 
 # Naming, which asks
