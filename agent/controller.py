@@ -262,14 +262,20 @@ class Controller:
             self.withdraw_all(cgroup_ids)
             return
         target = present[into].slot
-        slots = {present[number].slot for number in cgroup_ids if number in present} - {target}
+        used = {enrolment.slot for number, enrolment in present.items() if number not in cgroup_ids}
+        slots = {present[number].slot for number in cgroup_ids if number in present}
         marks = self._kernel.slots()
         slots |= {slot for slot, mark in marks.items() if mark == target or mark in slots}
+        slots -= used  # the target; and a nested cgroup's, where moving it into its container's has failed half-way
         for slot in slots:
             self._kernel.mark(slot, target)
         self._kernel.withdraw(cgroup_ids)
+        if len(slots) <= 1:
+            return
+        if not self._unused(present):
+            self.take_spare(1)
         free = self._unused(present)
-        if len(slots) > 1 and free:
+        if free:
             self._kernel.merge(slots, free[0], target)
 
     def release(self, cgroup_id: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import errno
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -60,13 +61,17 @@ class Slots(Maps):
                 libbpf.lookup(self._map("counters"), c.c_uint32(slot), values)
                 for index, word in enumerate(more):
                     words[index] += word
-            libbpf.update(self._map("counters"), c.c_uint32(fresh), sums)
-            for key in [key for key in libbpf.keys(self._map("refusals"), abi.Refusal) if key.slot in slots]:
-                count, total = c.c_uint64(), c.c_uint64()
-                libbpf.lookup(self._map("refusals"), key, count)
+            for key, count in self._refusals_of(slots):
+                total = c.c_uint64()
                 key.slot = fresh
                 libbpf.lookup(self._map("refusals"), key, total)
-                libbpf.update(self._map("refusals"), key, c.c_uint64(count.value + total.value))
+                try:
+                    libbpf.update(self._map("refusals"), key, c.c_uint64(count + total.value))
+                except OSError as e:
+                    if e.errno != errno.E2BIG:
+                        raise
+                    sums[0].refusals_uncounted += count  # as the programs do when the table is full
+            libbpf.update(self._map("counters"), c.c_uint32(fresh), sums)
         self.mark(fresh, abi.SUM | target)
         self.sweep_sums()
 
@@ -114,5 +119,10 @@ class Slots(Maps):
                 libbpf.update(self._map("counters"), c.c_uint32(slot), self._per_cpu())
                 self.mark(slot, 0)
         with explained("clear refusal counters"):
-            for key in [key for key in libbpf.keys(self._map("refusals"), abi.Refusal) if key.slot in slots]:
+            for key, _ in self._refusals_of(slots):
                 libbpf.delete(self._map("refusals"), key)
+
+    def _refusals_of(self, slots: Collection[int]) -> list[tuple[abi.Refusal, int]]:
+        """The keys of refusal counters as they are in the map, and their counts."""
+        batches = libbpf.batches(self._map("refusals"), abi.Refusal, c.c_uint64)
+        return [pair for keys, counts in batches for pair in zip(keys, counts, strict=True) if pair[0].slot in slots]

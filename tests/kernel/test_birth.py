@@ -6,14 +6,17 @@ import errno
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from ctypes import c_uint64
 from pathlib import Path
 
 import pytest
 
 from agent.cgroups import tree
 from agent.controller import Placement, compiled
+from agent.kernel import abi, libbpf
 from agent.kernel.abi import SPARE, Flag
+from agent.kernel.links import opened
 from agent.kernel.seam import Enrolment
 from agent.status import gather
 from tests.kernel.cage import Box, Cage
@@ -193,6 +196,32 @@ def test_counts_go_on_with_a_cgroup_of_the_same_name(parent: Box) -> None:
             previous = one.id
     cage.controller.withdraw_all([previous])
     assert len(cage.kernel.slots().keys() - marked(cage)) == 0
+
+
+def test_counts_go_on_where_no_refusal_has_room(parent: Box) -> None:
+    """What cannot be added up by its kind is added to what is uncounted, as the programs do."""
+    cage, sent = parent.cage, 0
+    refusals, room = cage.place.pins.maps / "refusals", 0
+    with child_of(parent) as one, child_of(parent) as two, child_of(parent) as three:
+        for box in (one, two, three):
+            sent += box.run(send)
+            box.run(knock)
+        cage.controller.fold([one.id], two.id)
+        with opened(libbpf.obj_get(refusals)) as fd:
+            fillers = [abi.Refusal(slot=63, policy=1, rule=rule) for rule in range(abi.MAX_REFUSALS)]
+            with suppress(OSError):
+                for room, filler in enumerate(fillers):  # noqa: B007 - how many there was room for
+                    libbpf.update(fd, filler, c_uint64(1))
+            assert 0 < room < abi.MAX_REFUSALS - 2
+            cage.controller.fold([two.id], three.id)
+            for filler in fillers:
+                libbpf.delete(fd, filler)
+        read = cage.kernel.read()
+        slot = read.enrolments[three.id].slot
+        named = sum(n for key, n in read.refusals.items() if key.slot == slot)
+        assert (bytes_of(three), named + read.counters[slot].refusals_uncounted) == (sent, 3)
+        assert list(cage.kernel.slots().values()).count(slot) == 1
+        cage.controller.withdraw_all([three.id])
 
 
 def test_enrolled_by_itself_while_the_agent_chose_a_slot(parent: Box) -> None:
