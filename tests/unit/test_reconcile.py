@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -16,6 +17,8 @@ from agent.controller import compiled
 from agent.errors import WeirError
 from agent.kernel.abi import PROGRAMS, Flag
 from agent.kernel.pins import Pins
+from agent.kernel.seam import NOTHING
+from agent.node import own
 from agent.node.compiling import Loaded
 from agent.node.members import Names
 from agent.node.reconcile import Reconciler
@@ -86,9 +89,10 @@ class Node:
 
     def make(self, *paths: str) -> None:
         for path in paths:
+            whole = [*reversed(PurePosixPath(path).parents), PurePosixPath(path)]
+            fresh = tuple(one for one in whole if not (self.path / "tree" / one).exists())
             (self.path / "tree" / path).mkdir(parents=True, exist_ok=True)
-            made = PurePosixPath(path)
-            self.agent.follow(Changes(created=(*reversed(made.parents), made)))
+            self.agent.follow(Changes(created=fresh))
 
     def remove(self, path: str) -> None:
         """As the kernel removes a cgroup, whose id is never used again: the directory goes elsewhere."""
@@ -179,18 +183,65 @@ def test_a_row_is_made_anew_only_when_it_says_something_else(node: Node) -> None
 def test_a_name_that_comes_later_is_one_write(node: Node) -> None:
     node.make(A)
     node.look()
-    assert node.agent.unnamed
     before = node.kernel.entries[node.id(A)]
     node.cri.containers["a" * 64] = Names("shop", "web", "front", {}, {})
     node.cri.pods[UID] = Names("shop", "web", None, {}, {})
     steps = len(node.kernel.steps)
     node.look(full=False)
-    assert not node.agent.unnamed
     assert (node.policy(A), node.policy(POD), node.policy("kubepods")) == ("shop", "shop", "base")
     after = node.kernel.entries[node.id(A)]
     assert after.slot == before.slot
     assert len([step for step in node.kernel.steps[steps:] if step.startswith("enrol")]) == 2
     assert not [step for step in node.kernel.steps[steps:] if step.startswith(("withdraw", "clear"))]
+
+
+def test_policies_in_another_order_are_other_policies(node: Node) -> None:
+    """The first selector that matches decides."""
+    every = {name: loaded(name, selector=Selector(cgroups=("/tenants/*",))) for name in ("one", "two")}
+    node.make("tenants/a")
+    node.look({"base": POLICIES["base"], **every})
+    assert node.policy("tenants/a") == "one"
+    node.look({"base": POLICIES["base"], **dict(reversed(every.items()))}, full=False)
+    assert node.policy("tenants/a") == "two"
+
+
+def test_what_was_lost_goes_when_all_files_can_be_read(node: Node) -> None:
+    node.make(A)
+    node.cri.containers["a" * 64] = Names("shop", "web", "front", {}, {})
+    node.look()
+    without = {"base": POLICIES["base"]}
+    for incomplete, policy in ((True, "shop"), (False, "base")):
+        node.agent.look(without, "base", full=False, incomplete=incomplete)
+        assert node.policy(A) == policy
+
+
+def test_a_cgroup_of_a_container_that_is_not_known_yet(node: Node) -> None:
+    """It made its first socket before the watch told of its container: from the next look on it is the container's."""
+    node.make(POD)
+    node.look()
+    (node.path / "tree" / A / "inner").mkdir(parents=True)
+    node.kernel.born(node.id(f"{A}/inner"), node.id(POD))
+    node.cri.containers["a" * 64] = Names("shop", "web", "front", {}, {})
+    node.look(full=False)
+    assert node.policy(f"{A}/inner") == "base"
+    node.agent.follow(Changes(created=(PurePosixPath(A),)))
+    node.look(full=False)
+    assert node.policy(f"{A}/inner") == node.policy(A) == "shop"
+
+
+def test_a_successor_is_not_taken_for_a_part_of_who_had_its_name(tmp_path: Path) -> None:
+    node, path = Node(tmp_path, retain=0.0), "tenants/one"
+    node.make(path)
+    node.look()
+    (node.path / "tree" / path).rename(node.path / "before")
+    (node.path / "tree" / path).mkdir()
+    node.kernel.born(node.id(path), node.id("tenants"))
+    entry = node.kernel.entries[node.id(path)]
+    node.look(full=False)
+    node.agent.follow(Changes(removed=(PurePosixPath(path),), created=(PurePosixPath(path),)))
+    for _ in range(3):
+        node.look(full=False)
+        assert node.kernel.entries[node.id(path)] == entry
 
 
 def test_a_changed_policy_is_switched_and_the_old_version_retired(node: Node) -> None:
@@ -242,6 +293,48 @@ def test_a_gone_container_stays_and_then_goes(node: Node) -> None:
     assert gone not in node.kernel.entries
     assert f"/{A}" not in [row.cgroup for row in node.agent.rows()]
     assert node.id(B) in node.kernel.entries
+
+
+def test_a_container_that_a_look_has_missed_is_there_again(tmp_path: Path) -> None:
+    """It is not withdrawn when its time as one that is gone would be over."""
+    node = Node(tmp_path, retain=0.0)
+    node.make("tenants/one")
+    node.look()
+    entry = node.kernel.entries[node.id("tenants/one")]
+    node.agent.follow(Changes(removed=(PurePosixPath("tenants/one"),)))
+    node.look(full=False)
+    for _ in range(3):
+        node.look()
+        assert node.kernel.entries[node.id("tenants/one")] == entry
+    assert [row.gone for row in node.agent.rows()] == [None] * 2
+
+
+def test_the_counts_of_a_service_that_is_started_again_never_fall(tmp_path: Path) -> None:
+    node, path = Node(tmp_path, retain=0.0), "tenants/one.service"
+    node.make(path)
+    node.look()
+    slot = node.kernel.entries[node.id(path)].slot
+    node.kernel.counted[slot] = replace(NOTHING, sockets_created=5)
+    for _ in range(3):
+        node.remove(path)
+        node.make(path)
+        for full in (False, True, False):
+            node.look(full=full)
+            read, numbers = node.kernel.read(), {n for row in node.agent.rows() for n in row.cgroup_ids}
+            slots = {read.enrolments[number].slot for number in numbers if number in read.enrolments}
+            assert sum(read.counters[slot].sockets_created for slot in slots) == 5
+
+
+def test_its_own_container_is_like_any_other_to_the_next_look(node: Node) -> None:
+    node.make(A)
+    (node.path / "tree" / A / "cgroup.procs").write_text(f"{os.getpid()}")
+    node.look()
+    first = node.row(A)
+    assert first.policy == own.NAME
+    for full in (False, True):
+        node.look(full=full)
+        assert node.row(A).policy == own.NAME
+        assert node.row(A) is first or full  # its processes are counted anew
 
 
 def test_a_name_after_the_end(node: Node) -> None:
