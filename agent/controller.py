@@ -254,9 +254,10 @@ class Controller:
     def fold(self, cgroup_ids: Collection[int], into: int) -> None:
         """Withdraw cgroups that are gone; their counts go on with those of another, which is known by the same name.
 
+        An earlier fold that has failed half-way is to be swept before.
+
         However often that happens, one slot holds all that is folded (while there is a free one to add them up in).
         """
-        self._kernel.sweep()  # an earlier fold that has failed half-way
         present = self._kernel.enrolments()
         if into not in present:
             self.withdraw_all(cgroup_ids)

@@ -14,6 +14,9 @@ from agent.kernel.seam import Build, Enrolment, Event, Reading, Refused
 from agent.kernel.slots import Slots
 from agent.kernel.versions import PolicyVersions
 
+_READS = 5
+"""So often at most everything is read for one answer: counts move when a service that was started again is forgotten."""
+
 
 class PinnedKernel(PolicyVersions, Slots):
     """The pins below one directory. Opens maps when they are needed; ``close`` closes them."""
@@ -133,10 +136,20 @@ class PinnedKernel(PolicyVersions, Slots):
                     libbpf.delete(self._map("labels"), c.c_uint64(number))
 
     def read(self) -> Reading:
-        """Everything that is counted, in batches."""
-        present, marks = self.enrolments(), self.slots()
+        """Everything that is counted, in batches.
+
+        The tables are read one after the other: when counts have moved from one slot to another meanwhile, once more.
+        """
+        for _ in range(_READS):
+            used, into, found = self._read()
+            if reading.counting(self.slots(), used) == into:
+                break
+        return found
+
+    def _read(self) -> tuple[set[int], dict[int, int], Reading]:
+        present = self.enrolments()
         used = {enrolment.slot for enrolment in present.values()}
-        into = reading.counting(marks, used)
+        into = reading.counting(self.slots(), used)
         cpus = len(self._per_cpu())
         with explained("read the counters"):
             counted = reading.counters(self._map("counters"), used | into.keys(), cpus)
@@ -144,7 +157,7 @@ class PinnedKernel(PolicyVersions, Slots):
         for refused, count in self.refusals().items():
             owner = replace(refused, slot=into[refused.slot]) if refused.slot in into else refused
             refusals[owner] = refusals.get(owner, 0) + count
-        return Reading(present, reading.folded(counted, into), refusals, self.versions())
+        return used, into, Reading(present, reading.folded(counted, into), refusals, self.versions())
 
     def events(self, milliseconds: int) -> Sequence[Event]:
         """The events that are there, waiting at most so long for the first."""

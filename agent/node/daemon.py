@@ -186,7 +186,7 @@ class Agent:
             changes = self._watch.read(0)
         self._reconciler.follow(replace(changes, overflowed=changes.overflowed or bool(self._watch.limited)))
         born = changes.overflowed or any(
-            roots.root_of(path, self._settings.roots) for path in (*changes.created, *changes.removed)
+            roots.root_of(path, self._settings.roots) for path in (*changes.created, *changes.removed, *changes.passed)
         )
         with self._noting("policies"):
             if self._directory.refresh():
@@ -198,6 +198,7 @@ class Agent:
                     log.warning(f"policy file {file} is not used", problem=problem)  # equal messages are held back
         with self._noting("links"):
             born = born or self._keeper.is_orphaned or self._reconciler.is_detached
+            born = born or self._reconciler.has_started
         return woken or born or bool(self._troubles)
 
     def _look(self, *, full: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from agent.status import seccomp
 TURNS = 10
 """A container is looked at when it is new, and then at every tenth full look."""
 
+YOUNG = 10.0
+"""Seconds in which a container that is new and has no process yet is looked at again: a runtime makes the cgroup first."""
+
 
 class Processes:
     """The newest answers by cgroup id."""
@@ -19,6 +23,7 @@ class Processes:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._known: dict[int, Filters] = {}
+        self._young: dict[int, tuple[Member, float]] = {}
         self._turn = 0
 
     def look(self, members: Iterable[Member]) -> None:
@@ -31,6 +36,24 @@ class Processes:
                 known = Filters(*seccomp(self._root / member.path)) if not member.is_parent else Filters()
             current[member.cgroup] = known
         self._known = current
+
+    def greet(self, members: Iterable[Member]) -> None:
+        """Remember those that are new, for ``look_at_young``."""
+        for member in members:
+            if member.cgroup not in self._known:
+                self._known[member.cgroup] = Filters()
+                if not member.is_parent:
+                    self._young[member.cgroup] = (member, time.monotonic() + YOUNG)
+
+    def look_at_young(self) -> bool:
+        """Look at new containers that had no process yet; whether one has now."""
+        now = time.monotonic()
+        self._young = {number: one for number, one in self._young.items() if number in self._known and now < one[1]}
+        found = {number: Filters(*seccomp(self._root / member.path)) for number, (member, _) in self._young.items()}
+        started = {number: filters for number, filters in found.items() if filters.processes}
+        self._known.update(started)
+        self._young = {number: one for number, one in self._young.items() if number not in started}
+        return bool(started)
 
     def of(self, cgroup: int) -> Filters:
         """What was seen last."""

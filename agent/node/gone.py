@@ -87,6 +87,8 @@ class Gone:
         late = {n: row for n, row in self._rows.items() if row.gone is not None and now - row.gone >= self._retain}
         again = {number: living.get(PurePosixPath(row.cgroup[1:])) for number, row in late.items()}
         self._leaving = {number: self._rows.pop(number) for number, into in again.items() if into is None}
+        if any(again.values()):
+            self._kernel.sweep()
         for number, into in again.items():
             if into:
                 self._controller.fold(late[number].cgroup_ids, into.cgroup)

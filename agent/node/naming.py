@@ -147,6 +147,9 @@ class Naming:
                 log.warning("the CRI does not answer; enforcement goes on, names come later", reason=str(e))
             changed = self.problem != str(e)
             self.problem = str(e)
+        except Exception as e:  # noqa: BLE001 - without the thread no container would ever have a name again
+            log.bug("the CRI was not asked: this is a bug in weir")
+            changed, self.problem = True, f"A bug in weir: {e!r}"
         else:
             changed = bool(self.problem)
             if answer != self._inventory:

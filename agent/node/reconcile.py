@@ -73,6 +73,11 @@ class Reconciler:
         """Births and deaths for the next look."""
         self._parents.follow(changes)
 
+    @property
+    def has_started(self) -> bool:
+        """Whether a container that was new at its last look has got its first process since."""
+        return self._processes.look_at_young()
+
     def look(self, policies: Mapping[str, Loaded], default: str, *, full: bool, incomplete: bool = False) -> None:
         """Look at the tree and put everything in it where it belongs; ``troubles`` says what could not be done.
 
@@ -99,11 +104,14 @@ class Reconciler:
             basis = (tuple(policies.items()), default, self._namer.answer, incomplete)  # in their order, which decides
             self._take(policies, default, present, incomplete=incomplete, settled=basis == self._basis and not full)
             self._basis = basis
+            with _noting(troubles):
+                self._gone.name()
             self._others.settle(present, self._members, self.roots, self._labels.earlier, full=full)
             self._enrol({**policies, own.NAME: own.POLICY}, present, troubles, full=full)
             with _noting(troubles):
                 self._gone.forget(self._at)
             self._stock(troubles)
+        self._processes.greet(self._members.values())
         if full:
             self._processes.look(self._members.values())
         self.troubles = tuple(troubles)
@@ -134,7 +142,6 @@ class Reconciler:
             before = self._members.get(number)
             if before is not member and member.identity and member.identity.kind is not Kind.POD:
                 _tell(member, before)
-        self._gone.name()
         self._members = current
         self._at = {member.path: member for member in current.values()}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import secrets
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from ctypes import c_uint64
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from agent.controller import Placement, compiled
 from agent.kernel import abi, libbpf
 from agent.kernel.abi import SPARE, Flag
 from agent.kernel.links import opened
+from agent.kernel.pinned import PinnedKernel
 from agent.kernel.seam import Enrolment
 from agent.status import gather
 from tests.kernel.cage import Box, Cage
@@ -222,6 +223,39 @@ def test_counts_go_on_where_no_refusal_has_room(parent: Box) -> None:
         assert (bytes_of(three), named + read.counters[slot].refusals_uncounted) == (sent, 3)
         assert list(cage.kernel.slots().values()).count(slot) == 1
         cage.controller.withdraw_all([three.id])
+
+
+class Interrupted(PinnedKernel):
+    """A reader to whom something happens between reading where counts belong and reading the counts."""
+
+    happens: Callable[[], None] | None = None
+
+    def _per_cpu(self) -> object:
+        happens, self.happens = self.happens, None
+        if happens:
+            happens()
+        return super()._per_cpu()
+
+
+def test_a_reader_beside_a_fold_sees_everything_once(parent: Box) -> None:
+    """Counts that move to another slot meanwhile are not missing: a scrape would show a reset."""
+    cage = parent.cage
+    with child_of(parent) as first:
+        sent, gone = first.run(lambda: send(5)), first.id
+    with child_of(parent) as one, closing(Interrupted(cage.kernel._pins)) as reader:
+        sent += one.run(send)
+        cage.controller.fold([gone], one.id)
+        target = cage.kernel.enrolments()[one.id].slot
+        (slot,) = (slot for slot, mark in cage.kernel.slots().items() if mark == target)
+        free = next(number for number in range(1, 4096) if number not in marked_or_used(cage))
+        reader.happens = lambda: cage.kernel.merge([slot], free, target)
+        assert sum(reader.read().counters[target].bytes.values()) == sent
+        assert reader.happens is None
+        cage.controller.withdraw_all([one.id])
+
+
+def marked_or_used(cage: Cage) -> set[int]:
+    return {entry.slot for entry in cage.kernel.enrolments().values()} | cage.kernel.slots().keys()
 
 
 def test_enrolled_by_itself_while_the_agent_chose_a_slot(parent: Box) -> None:

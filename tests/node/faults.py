@@ -23,7 +23,7 @@ from pathlib import Path
 
 from agent.cgroups import tree
 from agent.controller import Controller
-from agent.kernel.abi import SPARE
+from agent.kernel.abi import SPARE, SUM
 from agent.kernel.pinned import PinnedKernel
 from tests.node.agent import AgentSite, Running, agent_site
 from tests.node.probe import DATAGRAM, Peer, closed, run_in
@@ -202,7 +202,7 @@ class Node:
             assert len(waiting) == len(set(waiting))
             assert not used & set(waiting)
             assert {slot for slot, mark in marks.items() if mark == SPARE} - used == set(waiting)
-            assert {mark for mark in marks.values() if mark != SPARE} <= used, marks
+            assert {mark & ~SUM for mark in marks.values() if mark != SPARE} <= used, marks
             assert kernel.labels().keys() <= entries.keys()
             assert {entry.policy for entry in entries.values()} <= kernel.versions().keys()
             kernel.stock(waiting)
