@@ -41,11 +41,11 @@ class Gone:
         if not member.named:
             self._nameless[member.cgroup] = member
 
-    def remember(self, cgroup: int, label: str | None) -> None:
-        """An enrolled cgroup that was gone before this agent saw it, and what an earlier one called it."""
+    def remember(self, cgroup: int, label: str | None, path: PurePosixPath | None) -> None:
+        """An enrolled cgroup that was gone before it was a member, what an earlier agent called it, and where it was seen."""
         known = names.label(label)
         self._rows[cgroup] = Row(
-            known.get("cgroup", f"(gone: id {cgroup})"),
+            known.get("cgroup", f"/{path}" if path else f"(gone: id {cgroup})"),
             (cgroup,),
             known.get("namespace", ""),
             known.get("pod", ""),

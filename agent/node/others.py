@@ -51,7 +51,7 @@ class Others:
         """Find out about those of ``present`` that nobody knows. ``labels``: what an earlier agent called them."""
         # Some came before their container was known: since then they are members, or lie in one.
         earlier = {n: p for n, p in self.elsewhere.items() if not full and n not in members and self._is_at(p, n)}
-        self.elsewhere = {}
+        before, self.elsewhere = self.elsewhere, {}
         known = members.keys() | self._nested.keys() | earlier.keys() | self._gone.ids()
         unknown = present.keys() - known
         self._nested = {n: c for n, c in self._nested.items() if n in present}
@@ -67,7 +67,7 @@ class Others:
             path = living.get(number)
             if path is None:
                 if not present[number].flags & Flag.RUN:
-                    self._gone.remember(number, labels.get(number))
+                    self._gone.remember(number, labels.get(number), before.get(number))
                 continue
             self._sort(number, PurePosixPath(path.relative_to(self._place.root)), roots, containers)
 

@@ -277,6 +277,19 @@ def test_a_cgroup_in_a_container_counts_with_it(node: Node) -> None:
     assert node.row(A).gone is None
 
 
+def test_one_that_came_too_late_for_a_look_keeps_its_name_when_it_ends(node: Node) -> None:
+    node.make("tenants/one")
+    node.look()
+    (node.path / "tree/tenants/late").mkdir()  # the watch has not told yet
+    number = node.id("tenants/late")
+    node.kernel.born(number, node.id("tenants"))
+    node.look(full=False)
+    assert node.row("tenants/late").cgroup_ids == (number,)
+    (node.path / "tree/tenants/late").rmdir()
+    node.look(full=False)
+    assert node.row("tenants/late").gone is not None
+
+
 def test_a_gone_container_stays_and_then_goes(node: Node) -> None:
     node.make(A, B)
     node.look()
