@@ -38,7 +38,9 @@ class Processes:
         self._known = current
 
     def greet(self, members: Iterable[Member]) -> None:
-        """Remember those that are new, for ``look_at_young``."""
+        """Remember those that are new, for ``look_at_young``; what is there at the agent's start is not."""
+        if not self._known:
+            return
         for member in members:
             if member.cgroup not in self._known:
                 self._known[member.cgroup] = Filters()

@@ -41,6 +41,9 @@ def test_one_that_never_has_a_process_is_left_to_the_full_look(tmp_path: Path) -
     processes = Processes(tmp_path)
     late = container(tmp_path, "late", 2)
     processes.greet([late])
+    assert not processes._young, "there at the start"
+    processes.look([container(tmp_path, "other", 1)])
+    processes.greet([late])
     ((number, (member, until)),) = processes._young.items()
     processes._young[number] = (member, until - filters.YOUNG)
     (tmp_path / "late/cgroup.procs").write_text(f"{os.getpid()}\n")
