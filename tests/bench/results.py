@@ -56,8 +56,8 @@ TAIL = """
   the whole host (BPF_CGROUP_RUN_SA_PROG_LOCK, include/linux/bpf-cgroup.h). Empty programs cost the same.
 - **The agent, scraped.** 1,000 containers and their pods are 26,000 samples, and prometheus_client's own writing of as many
   ready-made ones takes more than half of what a scrape costs.
-- **Births among 1,000.** Each is followed by a look at the whole tree. The container is under its parent's policy, and counted, all
-  the while: its first socket enrols it in the kernel.
+- **Births among 1,000.** 20 ms go by so that what comes together is looked at together, then all entries are compared. The
+  container is under its parent's policy, and counted, all the while: its first socket enrols it in the kernel.
 """
 
 
