@@ -198,7 +198,7 @@ class Agent:
                     log.warning(f"policy file {file} is not used", problem=problem)  # equal messages are held back
         with self._noting("links"):
             born = born or self._keeper.is_orphaned or self._reconciler.is_detached
-            born = born or self._reconciler.has_started
+            born = born or self._reconciler.processes.look_at_young()
         return woken or born or bool(self._troubles)
 
     def _look(self, *, full: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from agent.node.members import Member
@@ -37,20 +37,22 @@ class Processes:
             current[member.cgroup] = known
         self._known = current
 
-    def greet(self, members: Iterable[Member]) -> None:
-        """Remember those that are new, for ``look_at_young``; what is there at the agent's start is not."""
+    def greet(self, members: Mapping[int, Member]) -> None:
+        """Take note of who is new, for ``look_at_young``, and who is gone; what is there at the agent's start is not new."""
         if not self._known:
             return
-        for member in members:
-            if member.cgroup not in self._known:
-                self._known[member.cgroup] = Filters()
-                if not member.is_parent:
-                    self._young[member.cgroup] = (member, time.monotonic() + YOUNG)
+        for number in self._known.keys() - members.keys():
+            del self._known[number]
+            self._young.pop(number, None)
+        for number in members.keys() - self._known.keys():
+            self._known[number] = Filters()
+            if not members[number].is_parent:
+                self._young[number] = (members[number], time.monotonic() + YOUNG)
 
     def look_at_young(self) -> bool:
         """Look at new containers that had no process yet; whether one has now."""
         now = time.monotonic()
-        self._young = {number: one for number, one in self._young.items() if number in self._known and now < one[1]}
+        self._young = {number: one for number, one in self._young.items() if now < one[1]}
         found = {number: Filters(*seccomp(self._root / member.path)) for number, (member, _) in self._young.items()}
         started = {number: filters for number, filters in found.items() if filters.processes}
         self._known.update(started)

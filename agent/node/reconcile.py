@@ -58,7 +58,7 @@ class Reconciler:
         self._shown: dict[int, tuple[Member, Row]] = {}
         self._at: dict[PurePosixPath, Member] = {}
         self._labels = Labels(kernel)
-        self._processes = Processes(place.root)
+        self.processes = Processes(place.root)
         self.roots: tuple[PurePosixPath, ...] = ()
         self.troubles: tuple[str, ...] = ()
 
@@ -72,11 +72,6 @@ class Reconciler:
     def follow(self, changes: Changes) -> None:
         """Births and deaths for the next look."""
         self._parents.follow(changes)
-
-    @property
-    def has_started(self) -> bool:
-        """Whether a container that was new at its last look has got its first process since."""
-        return self._processes.look_at_young()
 
     def look(self, policies: Mapping[str, Loaded], default: str, *, full: bool, incomplete: bool = False) -> None:
         """Look at the tree and put everything in it where it belongs; ``troubles`` says what could not be done.
@@ -111,9 +106,9 @@ class Reconciler:
             with _noting(troubles):
                 self._gone.forget(self._at)
             self._stock(troubles)
-        self._processes.greet(self._members.values())
+        self.processes.greet(self._members)
         if full:
-            self._processes.look(self._members.values())
+            self.processes.look(self._members.values())
         self.troubles = tuple(troubles)
 
     def _take(
@@ -167,7 +162,7 @@ class Reconciler:
 
     def _is_gone(self, member: Member, present: Mapping[int, Enrolment]) -> None:
         inside = self._others.inside().get(member.cgroup, ())
-        last = row(member, present, inside, self._processes.of(member.cgroup), hooks=False)
+        last = row(member, present, inside, self.processes.of(member.cgroup), hooks=False)
         if last.cgroup_ids:
             self._gone.add(member, last)
         self._others.forget(last.cgroup_ids)
@@ -238,7 +233,7 @@ class Reconciler:
         for number, member in self._members.items():
             hooks = not any(member.path.is_relative_to(root) for root in uncovered)
             of, before = self._shown.get(number, (None, None))
-            filters, nested = self._processes.of(number), inside.get(number, ())
+            filters, nested = self.processes.of(number), inside.get(number, ())
             made = row(member, present, nested, filters, hooks=hooks, before=before if of is member else None)
             shown[number] = (member, made)
         self._shown = shown
