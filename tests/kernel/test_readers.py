@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from agent.cgroups import tree
 from agent.kernel.abi import PROGRAMS
 from agent.kernel.pinned import PinnedKernel
 from tests.kernel.site import Site, site
+from tests.meanwhile import meanwhile
 
 TURNS = 200
 
@@ -31,32 +30,16 @@ def kernel(here: Site) -> Iterator[PinnedKernel]:
     made.close()
 
 
-@contextmanager
-def reading(here: Site, read: Callable[[PinnedKernel], object]) -> Iterator[None]:
-    """Read again and again, beside the `with`; fails when that does."""
-    over, failures = threading.Event(), list[Exception]()
-    kernel = PinnedKernel(here.place.pins)
-
-    def run() -> None:
-        while not over.is_set():
-            try:
-                read(kernel)
-            except Exception as e:  # noqa: BLE001 - it is told in the test's thread
-                failures.append(e)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        kernel.close()
-    assert failures == []
+@pytest.fixture
+def reader(here: Site) -> Iterator[PinnedKernel]:
+    """As another process is: with descriptors of its own."""
+    made = PinnedKernel(here.place.pins)
+    yield made
+    made.close()
 
 
-def test_links_that_come_and_go(here: Site, kernel: PinnedKernel) -> None:
-    with here.cgroup() as cgroup, reading(here, lambda reader: reader.attached()):
+def test_links_that_come_and_go(here: Site, kernel: PinnedKernel, reader: PinnedKernel) -> None:
+    with here.cgroup() as cgroup, meanwhile(reader.attached):
         number = tree.cgroup_id(cgroup)
         for _ in range(TURNS):
             kernel.attach(cgroup)

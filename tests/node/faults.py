@@ -13,7 +13,6 @@ import re
 import secrets
 import signal
 import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -242,29 +241,6 @@ def keeping_mounts_of(agent: Running) -> Iterator[list[str]]:
     finally:
         keeper.kill()
         keeper.wait()
-
-
-@contextmanager
-def meanwhile(work: Callable[[], object]) -> Iterator[None]:
-    """Do something again and again, in a thread, for as long as the `with` lasts; its failure is the test's."""
-    over, failures = threading.Event(), []
-
-    def run() -> None:
-        try:
-            while not over.is_set():
-                work()
-        except BaseException as e:  # noqa: BLE001 - raised again where it is seen
-            failures.append(e)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-    for failure in failures:
-        raise failure
 
 
 @contextmanager

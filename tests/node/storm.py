@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.kernel.site import remove
+from tests.meanwhile import meanwhile
 from tests.node.agent import Scrape
-from tests.node.faults import EACCES, Node, id_of, meanwhile
+from tests.node.faults import EACCES, Node, id_of
 from tests.node.probe import run_in
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.node.faults import EACCES, Node, cpu_seconds, held, meanwhile, plain_node, stopped
+from tests.meanwhile import meanwhile
+from tests.node.faults import EACCES, Node, cpu_seconds, held, plain_node, stopped
 from tests.node.probe import DATAGRAM, Peer, started_in
 from tests.node.storm import Storm, attempts
 
