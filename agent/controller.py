@@ -254,9 +254,8 @@ class Controller:
     def fold(self, cgroup_ids: Collection[int], into: int) -> None:
         """Withdraw cgroups that are gone; their counts go on with those of another, which is known by the same name.
 
-        An earlier fold that has failed half-way is to be swept before.
-
-        However often that happens, one slot holds all that is folded (while there is a free one to add them up in).
+        However often that happens, one slot holds all that is folded (while there is a free one to add them up in). An
+        earlier fold that has failed half-way is to be swept before.
         """
         present = self._kernel.enrolments()
         if into not in present:
@@ -273,9 +272,10 @@ class Controller:
         self._kernel.withdraw(cgroup_ids)
         if len(slots) <= 1:
             return
-        if not self._unused(present):
-            self.take_spare(1)
         free = self._unused(present)
+        if not free:
+            self.take_spare(1)
+            free = self._unused(present)
         if free:
             self._kernel.merge(slots, free[0], target)
 

@@ -116,7 +116,7 @@ class Client:
     def some(self, containers: Collection[str], pod_uids: Collection[str]) -> Inventory:
         """What the runtime knows of these containers (or sandboxes), with their pods, and of these pods.
 
-        The whole list of a node of 1,000 containers takes 50 times as long. Raises CriUnavailable as ``inventory`` does.
+        So that a birth on a large node does not cost a list of all of it. Raises CriUnavailable as ``inventory`` does.
         """
         found, pods = api.ListContainersResponse(), api.ListPodSandboxResponse()
         with Connection(self._path, self._timeout) as connection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -103,12 +103,8 @@ class Gone:
         self._withdraw(rows)
 
     def _withdraw(self, rows: Mapping[int, Row]) -> None:
-        ids = _ids(rows.values())
+        ids = [number for row in rows.values() for number in row.cgroup_ids]
         if ids:
             self._controller.withdraw_all(ids)
         for row in rows.values():
             log.debug("forgotten", cgroup=row.cgroup)
-
-
-def _ids(rows: Iterable[Row]) -> list[int]:
-    return [number for row in rows for number in row.cgroup_ids]
